@@ -307,9 +307,12 @@ class RefusedError(KustomerError):
     """
 
     def __init__(self, message: str, status: int, reason: str):
-        super().__init__(message)
+        super().__init__(message, status, reason)
         self.status = status
         self.reason = reason
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 class MalformedError(KustomerError):
@@ -329,7 +332,7 @@ class RateLimitError(Exception):
     """A request was answered 429. `headers` are the answer's. Never leaves the HTTP section."""
 
     def __init__(self, headers):
-        super().__init__()
+        super().__init__(headers)
         self.headers = headers
 
 
@@ -504,7 +507,9 @@ __EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def __now() -> datetime:
-    return datetime.now(timezone.utc)
+    """Return the time to the millisecond, which is as fine as Kustomer's own."""
+    now = datetime.now(timezone.utc)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
 
 def __parse_time(value) -> Optional[datetime]:
@@ -593,7 +598,7 @@ class Client:
     seconds_waited: float = 0.0
     search_role_missing: bool = False
     closed: bool = False
-    last_log_line: float = float("-inf")
+    quiet_since: float = field(default_factory=time.monotonic)
 
 
 @contextlib.contextmanager
@@ -622,11 +627,15 @@ def __log_warning(message: str) -> None:
     __log(log.warning, message)
 
 
-def __log_now_and_then(client: Client, message: str) -> None:
-    """Write a log line unless one was written in the last half minute."""
-    now = time.monotonic()
-    if now - client.last_log_line >= __LOG_EVERY_SECONDS:
-        client.last_log_line = now
+def __log_now_and_then(client: Client, message: str, silence_ahead: float = 0.0) -> None:
+    """Write a log line when there was none for half a minute, or will be none for so long.
+
+    Args:
+        silence_ahead: seconds for which nothing else is going to happen.
+    """
+    silent_until = time.monotonic() + silence_ahead
+    if silent_until - client.quiet_since >= __LOG_EVERY_SECONDS:
+        client.quiet_since = silent_until
         __log(log.info, message)
 
 
@@ -768,7 +777,7 @@ def __handle_rate_limit(
     else:
         seconds += random.uniform(0, __RATE_LIMIT_JITTER_SHARE * seconds)
     seconds = min(seconds, __RATE_LIMIT_MAX_WAIT_SECONDS)
-    __log_now_and_then(client, f"{request}: rate limit reached, waiting {seconds:.1f} s.")
+    __log_now_and_then(client, f"{request}: rate limit, waiting {seconds:.1f} s.", seconds)
     client.seconds_waited += seconds
     time.sleep(seconds)
     return seconds
@@ -1516,11 +1525,14 @@ class Counts:
         return Counts(*map(operator.add, astuple(self), astuple(other)))
 
     def __str__(self) -> str:
-        return (
-            f"{self.rows} rows, {self.deletes} deletes, {self.skipped} records without id skipped,"
-            f" {self.unreadable_times} unreadable times, {self.requests} requests, "
-            f"{self.seconds_waited:.1f} s waiting"
-        )
+        words = [f"{self.rows} rows", f"{self.deletes} deletes", f"{self.requests} requests"]
+        if self.skipped:
+            words.append(f"{self.skipped} records without an id skipped")
+        if self.unreadable_times:
+            words.append(f"{self.unreadable_times} unreadable times left empty")
+        if self.seconds_waited:
+            words.append(f"{self.seconds_waited:.1f} s waiting")
+        return ", ".join(words)
 
 
 def __warn_user(message: str) -> None:

@@ -1,0 +1,245 @@
+"""The mock's HTTP side: sockets, faults, and the context manager that tests use."""
+
+import gzip
+import json
+import socket
+import struct
+import threading
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Callable, List, NamedTuple, Optional
+from urllib.parse import parse_qsl, urlsplit
+
+from mock_server.api import Answer, Api, Behaviour, Request, Store
+from mock_server.faults import Fault, FaultOrders
+from mock_server.records import Records
+
+API_KEY = "mock-api-key"
+_HTML = b"<!doctype html><html><body>The service is taking a break.</body></html>"
+_GZIP_FROM_BYTES = 1_000
+
+
+class PortTakenError(Exception):
+    """The port asked for is in use; the text says which."""
+
+
+class Exchange(NamedTuple):
+    """A request and what became of it: the status sent, or the kind of fault that ended it."""
+
+    request: Request
+    outcome: str
+    body_bytes: int
+
+
+class MockKustomer:
+    """A running Kustomer API on 127.0.0.1, to be used as a context manager.
+
+    Args:
+        records: by table and id, as make_records gives them.
+        behaviour: what Kustomer may choose; may be changed while the server runs.
+        api_key: the one key it knows.
+        port: 0 for any free one.
+        compress: whether it gzips for clients that accept that.
+        seed: of the faults' dice.
+
+    `store` reads and changes the records. `exchanges` has every request in order. `before_answer`,
+    when set, is called with each Request before it is answered; `rewrite`, when set, with each
+    Request and Answer, and returns the Answer to send.
+
+    Raises PortTakenError when the port is in use.
+    """
+
+    def __init__(
+        self,
+        records: Optional[Records] = None,
+        behaviour: Optional[Behaviour] = None,
+        *,
+        api_key: str = API_KEY,
+        port: int = 0,
+        compress: bool = True,
+        seed: int = 1,
+    ):
+        self.behaviour = behaviour or Behaviour()
+        self.store = Store(records or {}, self.behaviour)
+        self.api_key, self.compress = api_key, compress
+        self.exchanges: List[Exchange] = []
+        self.before_answer: Optional[Callable[[Request], None]] = None
+        self.rewrite: Optional[Callable[[Request, Answer], Answer]] = None
+        self._api = Api(self.store, self.behaviour, api_key)
+        self._faults, self._arrived = FaultOrders(seed), 0
+        self._lock, self._stopped = threading.RLock(), threading.Event()
+        try:
+            self._http = _Server(("127.0.0.1", port), _Handler)
+        except OSError:
+            raise PortTakenError(
+                f"Port {port} of 127.0.0.1 is in use; choose another, or 0 for any free one."
+            ) from None
+        self._http.mock = self
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    def __enter__(self) -> "MockKustomer":
+        serve = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
+        serve.start()
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        self._stopped.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+    @property
+    def requests(self) -> List[Request]:
+        """Every request so far, in order."""
+        return [exchange.request for exchange in self.exchanges]
+
+    @property
+    def connections(self) -> int:
+        """How many connections the requests so far came over."""
+        return len({request.client for request in self.requests})
+
+    def configuration(self, **settings: str) -> dict:
+        """Return a connector configuration that points here."""
+        return {"api_key": self.api_key, "base_url": self.url, **settings}
+
+    def order(self, fault: Fault) -> None:
+        """Put a fault in force."""
+        self._faults.add(fault)
+
+    def clear_faults(self) -> None:
+        """End all faults."""
+        self._faults.clear()
+
+    def exchange(self, request: Request) -> "tuple[Optional[Answer], List[Fault]]":
+        """Return the answer to a request and the faults it meets; for the handler."""
+        with self._lock:
+            self._arrived += 1
+            faults = self._faults.meet(request.path, self._arrived)
+            if any(fault.kind != "latency" for fault in faults):
+                return None, faults
+            if self.before_answer:
+                self.before_answer(request)
+            answer = self._api.answer(request)
+            return self.rewrite(request, answer) if self.rewrite else answer, faults
+
+    def healthy_answer(self, request: Request) -> Answer:
+        """Return the answer that a fault spoils; for the handler."""
+        with self._lock:
+            return self._api.answer(request)
+
+    def note(self, request: Request, outcome: str, body_bytes: int = 0) -> None:
+        with self._lock:
+            self.exchanges.append(Exchange(request, outcome, body_bytes))
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not past the server's end."""
+        self._stopped.wait(seconds)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # Tests that break connections leave ports in TIME_WAIT; a port in use is still an error.
+    allow_reuse_address = True
+    request_queue_size = 64
+    mock: MockKustomer
+
+    def handle_error(self, _request, _client_address):
+        """Say nothing of clients that hang up."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    # Headers and body in one write, and no wait for more: sent apart they wait 40 ms for each
+    # other.
+    wbufsize = -1
+    disable_nagle_algorithm = True
+
+    def log_message(self, *_arguments):
+        """The exchanges are the log."""
+
+    def do_GET(self):
+        self._serve(None)
+
+    def do_POST(self):
+        length = int(self.headers.get("Content-Length") or 0)
+        try:
+            self._serve(json.loads(self.rfile.read(length)))
+        except ValueError:
+            self._serve(None)
+
+    def _serve(self, body) -> None:
+        mock, parts = self.server.mock, urlsplit(self.path)
+        request = Request(
+            self.command,
+            parts.path,
+            dict(parse_qsl(parts.query)),
+            body,
+            dict(self.headers),
+            self.client_address[1],
+        )
+        answer, faults = mock.exchange(request)
+        for fault in faults:
+            if fault.kind == "latency":
+                mock.pause(fault.seconds)
+        broken = next((fault for fault in faults if fault.kind != "latency"), None)
+        if broken:
+            mock.note(request, broken.kind)
+            self._break(request, broken)
+            return
+        content = json.dumps(answer.payload, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        sent = self._send(answer.status, content, answer.headers)
+        mock.note(request, str(answer.status), sent)
+
+    def _break(self, request: Request, fault: Fault) -> None:
+        if fault.kind.isdigit():
+            self._send_status(int(fault.kind), fault)
+        elif fault.kind == "html":
+            self._send(200, _HTML, {"Content-Type": "text/html"})
+        elif fault.kind in ("timeout", "reset"):
+            self._drop(fault)
+        else:
+            self._send_spoiled(request, fault)
+
+    def _send_status(self, status: int, fault: Fault) -> None:
+        if status == 502:
+            self._send(status, _HTML, {"Content-Type": "text/html", **fault.headers})
+        elif status == 503:
+            self._send(status, b"", fault.headers)
+        else:
+            errors = {"errors": [{"code": "error", "message": "Something went wrong", "meta": {}}]}
+            self._send(status, json.dumps(errors).encode(), fault.headers)
+
+    def _drop(self, fault: Fault) -> None:
+        """Give no answer: hang for a while, or reset the connection at once."""
+        self.close_connection = True
+        if fault.kind == "timeout":
+            self.server.mock.pause(fault.seconds)
+        # A linger time of zero makes close() send RST.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+    def _send_spoiled(self, request: Request, fault: Fault) -> None:
+        answer = self.server.mock.healthy_answer(request)
+        payload = answer.payload
+        if fault.kind == "timed_out" and isinstance(payload.get("data"), list):
+            meta = {**payload.get("meta", {}), "timed_out": True}
+            payload = {**payload, "meta": meta, "data": payload["data"][::2]}
+        content = json.dumps(payload).encode()
+        if fault.kind == "truncated":
+            content = content[: len(content) // 2]
+        self._send(answer.status, content, answer.headers)
+
+    def _send(self, status: int, content: bytes, headers) -> int:
+        """Send an answer and return the length of its body on the wire."""
+        accepted = self.headers.get("Accept-Encoding", "")
+        self.send_response_only(status)
+        if self.server.mock.compress and "gzip" in accepted and len(content) >= _GZIP_FROM_BYTES:
+            content = gzip.compress(content, compresslevel=1)
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Date", formatdate(usegmt=True))
+        for name, value in {"Content-Type": "application/json", **headers}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+        self.wfile.flush()
+        return len(content)
