@@ -14,7 +14,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 lint: $(READY)
-	$(BIN)/black --check --quiet .
+	$(BIN)/black --check .
 	$(BIN)/flake8
 
 clean:

@@ -38,9 +38,9 @@ __KUSTOMER_DOMAIN = "kustomerapp.com"
 # most 100 records a page, search 500.
 __LIST_PAGE_MAX_RECORDS = 100
 __SEARCH_PAGE_MAX_RECORDS = 500
-# The walk trusts a page only when its order can be checked, and one or two records are in
-# ascending order by chance too often.
-__SEARCH_PAGE_MIN_RECORDS = 10
+# A page of search is trusted when its order is right, and a page of a list when it joins the one
+# before: one or two records are in order by chance too often, and one record joins nothing.
+__PAGE_MIN_RECORDS = 10
 # https://developer.kustomer.com/docs/concepts/search, read 2026-11-23: at most 100 pages a
 # query, and only records updated in the last two years.
 __SEARCH_MAX_PAGES = 100
@@ -52,8 +52,8 @@ __SEARCH_PATH = "/v1/customers/search"
 __SEARCH_ROLE = "org.permission.search.create (legacy org.user.search.read)"
 __KEY_PATH = "/v1/users/current"
 
-# A list that repeats pages for this many requests in a row is not going to end.
-__LIST_MAX_REPEATED_PAGES = 10
+# A list that gives nothing new for this many requests in a row is not going to end.
+__LIST_MAX_BARREN_PAGES = 12
 
 # Covers the lag of the search index and clocks that disagree.
 __OVERLAP = timedelta(minutes=10)
@@ -856,10 +856,11 @@ def check_api_key(client: Client) -> None:
 
 
 class Answer(NamedTuple):
-    """A page as the API gave it. `more` is whether it says that further records match."""
+    """A page as the API gave it. `more` is whether it says that further records match, None where
+    it says nothing of that."""
 
     records: list
-    more: bool
+    more: Optional[bool]
     total: Optional[int]
 
 
@@ -907,44 +908,73 @@ def __fetch(client: Client, path: str, params: dict, body: Optional[dict] = None
     total = meta.get("total") if isinstance(meta, dict) else None
     if isinstance(total, bool) or not isinstance(total, int):
         total = None
-    if isinstance(links, dict) and "next" in links:
-        more = bool(links["next"])
-    else:
-        # Not by a page shorter than asked for, which a server that clamps pageSize gives too.
-        more = bool(records)
+    more = bool(links["next"]) if isinstance(links, dict) and "next" in links else None
     return Answer(records, more, total)
+
+
+def __page_size(client: Client, maximum: int) -> int:
+    return max(__PAGE_MIN_RECORDS, min(client.settings.max_records_per_page, maximum))
 
 
 def __list_pages(client: Client, table: Table, start: Optional[datetime]) -> Iterator[Page]:
     """Yield every page of a table's list, with the records changed since `start` (None: all).
 
+    When a record leaves the list while it is read, those behind it move up, and the first of the
+    next page moves onto one already read. So each page is asked for such that it begins on the
+    page before, and one that does not join that page is given up for one further back.
+
     Raises MissingRoleError when the key may not read the list, KustomerError when it never ends.
     """
-    size = min(client.settings.max_records_per_page, __LIST_PAGE_MAX_RECORDS)
-    number, read, repeats, known_pages = 0, 0, 0, set()
+    limit = __page_size(client, __LIST_PAGE_MAX_RECORDS)
+    reached, read, barren, before = 0, 0, 0, set()
     while True:
-        number += 1
+        number, size = __joining_page(reached, limit)
         answer = __fetch_list_page(client, table, {"page": number, "pageSize": size})
-        read += len(answer.records)
-        fingerprint = hash(tuple(map(__record_id, answer.records)))
-        repeats = repeats + 1 if fingerprint in known_pages else 0
-        known_pages.add(fingerprint)
-        if repeats >= __LIST_MAX_REPEATED_PAGES:
+        marks = list(map(__mark, answer.records))
+        fresh = [record for record, mark in zip(answer.records, marks) if mark not in before]
+        barren = 0 if fresh and before.intersection(marks) else barren + 1
+        if barren > __LIST_MAX_BARREN_PAGES:
             raise KustomerError(
-                f"GET {table.path} gives the same pages again and again (page {number}); its list "
-                "cannot be read to the end."
+                f"GET {table.path} gives nothing new, page after page, and no end (page {number} "
+                f"of {size} records); the list of {table.name} cannot be read."
             )
-        notice = ""
-        finished = not answer.records or not answer.more
-        if finished and answer.total is not None and answer.total > read:
-            notice = (
-                f"{table.name}: Kustomer counts {answer.total} records, its list gave {read}. The "
-                "rest cannot be reached through the list; give the key the search role "
-                f"{__SEARCH_ROLE}."
-            )
-        yield Page(__changed_since(answer.records, start), total=answer.total, notice=notice)
-        if finished:
+        if number > 1 and before.isdisjoint(marks):
+            reached = max(0, (number - 1) * size - limit * 2**barren)
+            continue
+        more = bool(fresh) if answer.more is None else answer.more
+        read += len(fresh)
+        notice = "" if more else __shortfall(table, answer.total, read)
+        yield Page(__changed_since(fresh, start), total=answer.total, notice=notice)
+        if not more:
             return
+        if len(marks) < size:
+            # The server gives no larger pages than this.
+            limit = max(len(marks), 1)
+        reached, before = (number - 1) * size + len(marks), set(marks)
+
+
+def __joining_page(reached: int, limit: int) -> Tuple[int, int]:
+    """Return number and size of the page that holds the last of the `reached` first records of a
+    list, and goes furthest beyond it."""
+    if not reached:
+        return 1, limit
+    sizes = range(1, limit + 1)
+    size = max(sizes, key=lambda size: ((reached - 1) // size + 1) * size)
+    return (reached - 1) // size + 1, size
+
+
+def __mark(record) -> Tuple[Optional[str], Any]:
+    """Return what tells a record, and that it did not change and so did not move in its list."""
+    return __record_id(record), str(__attributes(record).get("updatedAt"))
+
+
+def __shortfall(table: Table, total: Optional[int], read: int) -> str:
+    if total is None or total <= read:
+        return ""
+    return (
+        f"{table.name}: Kustomer counts {total} records, its list gave {read}. The rest cannot be "
+        f"reached through the list; give the key the search role {__SEARCH_ROLE}."
+    )
 
 
 def __fetch_list_page(client: Client, table: Table, params: dict) -> Answer:
@@ -988,8 +1018,7 @@ def __search(client: Client, table: Table, bounds: List[Tuple[str, datetime]], p
     Source: https://developer.kustomer.com/api/core-resources/create-customer-search.
     """
     attribute = f"{table.search}_updated_at"
-    size = client.settings.max_records_per_page
-    size = max(__SEARCH_PAGE_MIN_RECORDS, min(size, __SEARCH_PAGE_MAX_RECORDS))
+    size = __page_size(client, __SEARCH_PAGE_MAX_RECORDS)
     body = {
         "and": [{attribute: {comparison: __format_time(moment)}} for comparison, moment in bounds],
         "sort": [{attribute: "asc"}],
@@ -1015,6 +1044,9 @@ def __search(client: Client, table: Table, bounds: List[Tuple[str, datetime]], p
         raise SearchUnusableError("search gave records outside of the times asked for")
     if answer.more and not moments:
         raise SearchUnusableError("search gave an empty page and said that more records match")
+    if answer.more is None:
+        # Not by a page shorter than asked for, which a server that clamps pageSize gives too.
+        answer = answer._replace(more=bool(moments))
     return answer, moments
 
 

@@ -101,7 +101,11 @@ def _cell(value) -> str:
 def _change_some(server: MockKustomer) -> Dict[str, Tuple[set, set, set]]:
     """Change, add and delete records; return the ids of each kind by table."""
     store, changed = server.store, {}
-    for table, changes, deletes in (("customers", 12, 2), ("companies", 3, 0), ("messages", 20, 0)):
+    for table, changes, deletes in (
+        ("customers", 12, 2),
+        ("companies", 3, 0),
+        ("messages", 20, 0),
+    ):
         live = store.listed(table)
         for record_id in live[:changes]:
             store.change(table, record_id, custom={"changedBool": True})
