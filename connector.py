@@ -856,12 +856,13 @@ def check_api_key(client: Client) -> None:
 
 
 class Answer(NamedTuple):
-    """A page as the API gave it. `more` is whether it says that further records match, None where
-    it says nothing of that."""
+    """A page as the API gave it. `more` is whether it says that further records match, `total` how
+    many do, and `size` how many records its pages hold; each is None where it says nothing."""
 
     records: list
     more: Optional[bool]
     total: Optional[int]
+    size: Optional[int]
 
 
 class Page(NamedTuple):
@@ -905,11 +906,12 @@ def __fetch(client: Client, path: str, params: dict, body: Optional[dict] = None
         raise MalformedError(
             f"{path} answered page {params['page']} without a list of records in 'data'."
         )
-    total = meta.get("total") if isinstance(meta, dict) else None
-    if isinstance(total, bool) or not isinstance(total, int):
-        total = None
+    meta = meta if isinstance(meta, dict) else {}
+    total, size = (
+        meta.get(name) if type(meta.get(name)) is int else None for name in ("total", "pageSize")
+    )
     more = bool(links["next"]) if isinstance(links, dict) and "next" in links else None
-    return Answer(records, more, total)
+    return Answer(records, more, total, size)
 
 
 def __page_size(client: Client, maximum: int) -> int:
@@ -926,31 +928,34 @@ def __list_pages(client: Client, table: Table, start: Optional[datetime]) -> Ite
     Raises MissingRoleError when the key may not read the list, KustomerError when it never ends.
     """
     limit = __page_size(client, __LIST_PAGE_MAX_RECORDS)
-    reached, read, barren, before = 0, 0, 0, set()
+    reached, furthest, read, barren, before = 0, 0, 0, 0, set()
     while True:
         number, size = __joining_page(reached, limit)
         answer = __fetch_list_page(client, table, {"page": number, "pageSize": size})
+        if answer.size and answer.size < size:
+            limit = size = answer.size
         marks = list(map(__mark, answer.records))
+        joins = number == 1 or not before.isdisjoint(marks)
         fresh = [record for record, mark in zip(answer.records, marks) if mark not in before]
-        barren = 0 if fresh and before.intersection(marks) else barren + 1
+        more = bool(fresh) if answer.more is None else answer.more
+        if not joins or not fresh:
+            barren += 1
         if barren > __LIST_MAX_BARREN_PAGES:
             raise KustomerError(
                 f"GET {table.path} gives nothing new, page after page, and no end (page {number} "
                 f"of {size} records); the list of {table.name} cannot be read."
             )
-        if number > 1 and before.isdisjoint(marks):
+        if not joins:
             reached = max(0, (number - 1) * size - limit * 2**barren)
             continue
-        more = bool(fresh) if answer.more is None else answer.more
         read += len(fresh)
         notice = "" if more else __shortfall(table, answer.total, read)
         yield Page(__changed_since(fresh, start), total=answer.total, notice=notice)
         if not more:
             return
-        if len(marks) < size:
-            # The server gives no larger pages than this.
-            limit = max(len(marks), 1)
         reached, before = (number - 1) * size + len(marks), set(marks)
+        if fresh and reached > furthest:
+            furthest, barren = reached, 0
 
 
 def __joining_page(reached: int, limit: int) -> Tuple[int, int]:
@@ -1034,20 +1039,25 @@ def __search(client: Client, table: Table, bounds: List[Tuple[str, datetime]], p
     except MalformedError as error:
         raise SearchUnusableError(str(error)) from None
     moments = [__updated_at(record) for record in answer.records]
-    if None in moments:
-        raise SearchUnusableError("search gave a record without a readable updatedAt")
-    if any(map(operator.gt, moments, moments[1:])):
-        raise SearchUnusableError("search gave records that are not in ascending order")
-    lowest = bounds[0][1]
-    highest = bounds[1][1] if len(bounds) > 1 else None
-    if moments and (moments[0] < lowest or (highest is not None and moments[-1] > highest)):
-        raise SearchUnusableError("search gave records outside of the times asked for")
+    __check_moments(moments, bounds)
     if answer.more and not moments:
         raise SearchUnusableError("search gave an empty page and said that more records match")
     if answer.more is None:
         # Not by a page shorter than asked for, which a server that clamps pageSize gives too.
         answer = answer._replace(more=bool(moments))
     return answer, moments
+
+
+def __check_moments(moments: list, bounds: List[Tuple[str, datetime]]) -> None:
+    """Raise SearchUnusableError unless the moments are all known, ascending and within bounds."""
+    if None in moments:
+        raise SearchUnusableError("search gave a record without a readable updatedAt")
+    if any(map(operator.gt, moments, moments[1:])):
+        raise SearchUnusableError("search gave records that are not in ascending order")
+    lowest, highest = bounds[0][1], bounds[-1][1]
+    too_high = len(bounds) > 1 and moments and moments[-1] > highest
+    if moments and moments[0] < lowest or too_high:
+        raise SearchUnusableError("search gave records outside of the times asked for")
 
 
 def __search_refused(client: Client, error: RefusedError) -> SearchUnusableError:

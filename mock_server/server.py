@@ -41,6 +41,8 @@ class MockKustomer:
         port: 0 for any free one.
         compress: whether it gzips for clients that accept that.
         seed: of the faults' dice.
+        ceiling: how many requests it answers; every further one gets 410, so that a client that
+            never ends fails instead.
 
     `store` reads and changes the records. `exchanges` has every request in order. `before_answer`,
     when set, is called with each Request before it is answered; `rewrite`, when set, with each
@@ -58,10 +60,11 @@ class MockKustomer:
         port: int = 0,
         compress: bool = True,
         seed: int = 1,
+        ceiling: Optional[int] = None,
     ):
         self.behaviour = behaviour or Behaviour()
         self.store = Store(records or {}, self.behaviour)
-        self.api_key, self.compress = api_key, compress
+        self.api_key, self.compress, self._ceiling = api_key, compress, ceiling
         self.exchanges: List[Exchange] = []
         self.before_answer: Optional[Callable[[Request], None]] = None
         self.rewrite: Optional[Callable[[Request, Answer], Answer]] = None
@@ -113,6 +116,8 @@ class MockKustomer:
         """Return the answer to a request and the faults it meets; for the handler."""
         with self._lock:
             self._arrived += 1
+            if self._ceiling is not None and self._arrived > self._ceiling:
+                return Answer(410, {"errors": [{"code": "gone", "message": "Ceiling"}]}), []
             faults = self._faults.meet(request.path, self._arrived)
             if any(fault.kind != "latency" for fault in faults):
                 return None, faults

@@ -1,0 +1,111 @@
+"""A destination that keeps Fivetran's promises and no others, and what drives a sync into it."""
+
+import copy
+import json
+import re
+from typing import Dict, List, Tuple
+
+import connector
+from mock_server import Behaviour, MockKustomer
+
+TABLES = [table.name for table in connector.TABLES]
+COLUMNS = {table.name: table.columns for table in connector.TABLES}
+# High enough for every test that ends, low enough for one that does not.
+REQUEST_CEILING = 5_000
+_UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.(\d{3}|\d{6})Z")
+
+
+class Destination:
+    """Stands in for the SDK's operations. Rows are safe only with the checkpoint after them.
+
+    `rows` and `deleted` are what a warehouse would show by table, `state` what the next sync gets,
+    `states` all that was ever saved, `delivered` each (table, id) upserted in order.
+    """
+
+    def __init__(self):
+        self.rows: Dict[str, Dict[str, dict]] = {table: {} for table in TABLES}
+        self.deleted: Dict[str, set] = {table: set() for table in TABLES}
+        self.state: dict = {}
+        self.states: List[dict] = []
+        self.warnings: List[str] = []
+        self.delivered: List[Tuple[str, str]] = []
+        self._pending: list = []
+
+    def upsert(self, table: str, row: dict) -> None:
+        _check_row(table, row)
+        self.delivered.append((table, row["id"]))
+        self._pending.append(("upsert", table, dict(row)))
+
+    def delete(self, table: str, keys: dict) -> None:
+        self._pending.append(("delete", table, dict(keys)))
+
+    def truncate(self, table: str) -> None:
+        self._pending.append(("truncate", table, {}))
+
+    def warning(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def checkpoint(self, state: dict) -> None:
+        self.commit()
+        self.state = json.loads(json.dumps(state))
+        self.states.append(self.state)
+
+    def commit(self) -> None:
+        """Make what was delivered safe."""
+        for operation, table, row in self._pending:
+            if operation == "upsert":
+                self.rows[table][row["id"]] = row
+                self.deleted[table].discard(row["id"])
+            elif operation == "delete":
+                self.deleted[table].add(row["id"])
+            else:
+                self.deleted[table].update(self.rows[table])
+        self._pending.clear()
+
+    def drop(self) -> None:
+        """Forget what came after the last checkpoint, as Fivetran does when a sync fails."""
+        self._pending.clear()
+
+    def live(self, table: str) -> Dict[str, dict]:
+        """Return the rows of a table that are not deleted, by id."""
+        rows, deleted = self.rows[table], self.deleted[table]
+        return {row_id: row for row_id, row in rows.items() if row_id not in deleted}
+
+
+def _check_row(table: str, row: dict) -> None:
+    """Fail on what the SDK would fail on, and on columns that are not declared."""
+    assert list(row) == list(COLUMNS[table])
+    assert isinstance(row["id"], str) and row["id"]
+    for column, value in row.items():
+        kind = COLUMNS[table][column]
+        if value is None:
+            continue
+        if kind == "BOOLEAN":
+            assert isinstance(value, bool), column
+        else:
+            assert isinstance(value, str), column
+            value.encode("utf-8")
+        if kind == "UTC_DATETIME":
+            assert _UTC_TIME.fullmatch(value), (column, value)
+
+
+def mock(records=None, **behaviour) -> MockKustomer:
+    """Return a mock without rate limits (unless given), with a ceiling for its requests."""
+    limits = {"org_limit": 10**6, "search_limit": 10**6}
+    rules = Behaviour(**{**limits, **behaviour})
+    return MockKustomer(copy.deepcopy(records), rules, compress=False, ceiling=REQUEST_CEILING)
+
+
+def sync(server: MockKustomer, destination: Destination, **settings: str) -> None:
+    """Run one sync with the destination's state, and end it as Fivetran does."""
+    try:
+        connector.update(server.configuration(**settings), copy.deepcopy(destination.state))
+    except BaseException:
+        destination.drop()
+        raise
+    destination.commit()
+
+
+def searches(server: MockKustomer) -> list:
+    """Return the searches among a mock's requests."""
+    return [request for request in server.requests if request.method == "POST"]
