@@ -38,9 +38,9 @@ __KUSTOMER_DOMAIN = "kustomerapp.com"
 # most 100 records a page, search 500.
 __LIST_PAGE_MAX_RECORDS = 100
 __SEARCH_PAGE_MAX_RECORDS = 500
-# A page of search is trusted when its order is right, and a page of a list when it joins the one
-# before: one or two records are in order by chance too often, and one record joins nothing.
-__PAGE_MIN_RECORDS = 10
+# A page of search is trusted when its order is right, and one of a list when it joins the page
+# before: a record or two are in order by chance too often, and pages of few can join no others.
+__PAGE_MIN_RECORDS = 20
 # https://developer.kustomer.com/docs/concepts/search, read 2026-11-23: at most 100 pages a
 # query, and only records updated in the last two years.
 __SEARCH_MAX_PAGES = 100
@@ -286,6 +286,8 @@ SETTINGS = (
         "On: one log line for each request. Off by default.",
     ),
 )
+# A text that no kind of setting takes, for values that are no text.
+__UNREADABLE = "\0"
 __SWITCH_WORDS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -389,10 +391,9 @@ def parse_configuration(configuration: Optional[dict]) -> Settings:
 
 def __setting_value(setting: Setting, value):
     """Return the typed value of one setting, or raise ValueError with what the setting takes."""
-    if value is None or isinstance(value, (dict, list)):
-        text = "" if value is None else "?"
-    else:
-        text = str(value)
+    text = "" if value is None else str(value)
+    if isinstance(value, (dict, list)):
+        text = __UNREADABLE
     if not text.strip() or re.fullmatch(r"<[A-Z0-9_]+>", text.strip()):
         if setting.kind == "key":
             raise ValueError(
@@ -598,7 +599,7 @@ class Client:
     seconds_waited: float = 0.0
     search_role_missing: bool = False
     closed: bool = False
-    quiet_since: float = field(default_factory=time.monotonic)
+    quiet_since: float = field(default_factory=lambda: time.monotonic())
 
 
 @contextlib.contextmanager
@@ -928,7 +929,8 @@ def __list_pages(client: Client, table: Table, start: Optional[datetime]) -> Ite
     Raises MissingRoleError when the key may not read the list, KustomerError when it never ends.
     """
     limit = __page_size(client, __LIST_PAGE_MAX_RECORDS)
-    reached, furthest, read, barren, before = 0, 0, 0, 0, set()
+    reached, furthest, read, barren = 0, 0, 0, 0
+    before, leaders = set(), set()
     while True:
         number, size = __joining_page(reached, limit)
         answer = __fetch_list_page(client, table, {"page": number, "pageSize": size})
@@ -938,7 +940,10 @@ def __list_pages(client: Client, table: Table, start: Optional[datetime]) -> Ite
         joins = number == 1 or not before.isdisjoint(marks)
         fresh = [record for record, mark in zip(answer.records, marks) if mark not in before]
         more = bool(fresh) if answer.more is None else answer.more
-        if not joins or not fresh:
+        leader = hash(marks[0]) if marks else None
+        news = joins and fresh and leader not in leaders
+        leaders.add(leader)
+        if not news:
             barren += 1
         if barren > __LIST_MAX_BARREN_PAGES:
             raise KustomerError(
@@ -954,7 +959,7 @@ def __list_pages(client: Client, table: Table, start: Optional[datetime]) -> Ite
         if not more:
             return
         reached, before = (number - 1) * size + len(marks), set(marks)
-        if fresh and reached > furthest:
+        if news and reached > furthest:
             furthest, barren = reached, 0
 
 

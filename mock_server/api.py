@@ -150,6 +150,12 @@ class Store:
     def indexed(self, table: str, record_id: str) -> dict:
         return self._indexed[table][record_id]
 
+    def settle(self) -> None:
+        """Let a search index that lags behind catch up at once."""
+        for _, table, record_id in self._pending:
+            self._index(table, record_id)
+        self._pending.clear()
+
     def keys(self, table: str) -> List[Tuple[str, str]]:
         """Return (updatedAt, id) of every record in the search index, ascending."""
         now = time.monotonic()

@@ -132,6 +132,7 @@ class MockKustomer:
             return self._api.answer(request)
 
     def note(self, request: Request, outcome: str, body_bytes: int = 0) -> None:
+        """Keep an exchange; for the handler."""
         with self._lock:
             self.exchanges.append(Exchange(request, outcome, body_bytes))
 
@@ -187,31 +188,31 @@ class _Handler(BaseHTTPRequestHandler):
                 mock.pause(fault.seconds)
         broken = next((fault for fault in faults if fault.kind != "latency"), None)
         if broken:
-            mock.note(request, broken.kind)
             self._break(request, broken)
             return
         content = json.dumps(answer.payload, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        sent = self._send(answer.status, content, answer.headers)
-        mock.note(request, str(answer.status), sent)
+        self._send(request, answer.status, content, answer.headers)
 
     def _break(self, request: Request, fault: Fault) -> None:
         if fault.kind.isdigit():
-            self._send_status(int(fault.kind), fault)
+            self._send_status(request, int(fault.kind), fault)
         elif fault.kind == "html":
-            self._send(200, _HTML, {"Content-Type": "text/html"})
+            self._send(request, 200, _HTML, {"Content-Type": "text/html"}, fault.kind)
         elif fault.kind in ("timeout", "reset"):
+            self.server.mock.note(request, fault.kind)
             self._drop(fault)
         else:
             self._send_spoiled(request, fault)
 
-    def _send_status(self, status: int, fault: Fault) -> None:
+    def _send_status(self, request: Request, status: int, fault: Fault) -> None:
         if status == 502:
-            self._send(status, _HTML, {"Content-Type": "text/html", **fault.headers})
+            headers = {"Content-Type": "text/html", **fault.headers}
+            self._send(request, status, _HTML, headers)
         elif status == 503:
-            self._send(status, b"", fault.headers)
+            self._send(request, status, b"", fault.headers)
         else:
             errors = {"errors": [{"code": "error", "message": "Something went wrong", "meta": {}}]}
-            self._send(status, json.dumps(errors).encode(), fault.headers)
+            self._send(request, status, json.dumps(errors).encode(), fault.headers)
 
     def _drop(self, fault: Fault) -> None:
         """Give no answer: hang for a while, or reset the connection at once."""
@@ -231,11 +232,13 @@ class _Handler(BaseHTTPRequestHandler):
         content = json.dumps(payload).encode()
         if fault.kind == "truncated":
             content = content[: len(content) // 2]
-        self._send(answer.status, content, answer.headers)
+        self._send(request, answer.status, content, answer.headers, fault.kind)
 
-    def _send(self, status: int, content: bytes, headers) -> int:
-        """Send an answer and return the length of its body on the wire."""
-        accepted = self.headers.get("Accept-Encoding", "")
+    def _send(
+        self, request: Request, status: int, content: bytes, headers: dict, outcome: str = ""
+    ) -> None:
+        """Note the exchange and send its answer; `outcome` is the status where not given."""
+        accepted = request.headers.get("Accept-Encoding", "")
         self.send_response_only(status)
         if self.server.mock.compress and "gzip" in accepted and len(content) >= _GZIP_FROM_BYTES:
             content = gzip.compress(content, compresslevel=1)
@@ -246,5 +249,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+        # Before the client can have it: a test may look as soon as it has its answer.
+        self.server.mock.note(request, outcome or str(status), len(content))
         self.wfile.flush()
-        return len(content)

@@ -1,0 +1,175 @@
+"""What a configuration may hold, and what is said of what it may not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import connector
+from tests.support import mock, sync
+
+PROJECT = Path(__file__).resolve().parent.parent
+KEY = "eyJhbGciOiJIUzI1NiJ9.key"
+
+
+def settings(**given):
+    return connector.parse_configuration({"api_key": KEY, **given})
+
+
+def message_of(**given) -> str:
+    with pytest.raises(ValueError) as error:
+        settings(**given)
+    return str(error.value)
+
+
+def test_every_setting_but_the_key_has_its_documented_default():
+    assert settings() == connector.Settings(
+        api_key=KEY,
+        sync_frequency_hours=None,
+        initial_sync_days=90,
+        max_records_per_page=500,
+        request_timeout_seconds=30,
+        retry_attempts=3,
+        enable_incremental_sync=True,
+        enable_debug_logging=False,
+        base_url="https://api.kustomerapp.com",
+    )
+
+
+def test_the_template_has_the_seeds_keys_and_fails_for_want_of_a_key_only():
+    template = json.loads((PROJECT / "configuration.json").read_text())
+    names = [setting.name for setting in connector.SETTINGS if setting.name != "base_url"]
+    assert sorted(template) == sorted(names)
+    with pytest.raises(ValueError, match="^The configuration needs changes. api_key: is required"):
+        connector.parse_configuration(template)
+    assert connector.parse_configuration({**template, "api_key": KEY}) == settings()
+
+
+@pytest.mark.parametrize("blank", ["", "  ", None, "<PLACEHOLDER>"])
+def test_a_blank_or_a_placeholder_counts_as_not_set(blank):
+    names = [setting.name for setting in connector.SETTINGS if setting.name != "api_key"]
+    assert settings(**dict.fromkeys(names, blank)) == settings()
+
+
+@pytest.mark.parametrize("blank", ["", "  ", None, "<YOUR_KUSTOMER_API_KEY>"])
+def test_a_blank_or_placeholder_key_is_refused(blank):
+    assert "api_key: is required" in message_of(api_key=blank)
+
+
+@pytest.mark.parametrize("key", ["a b", "Bearer abc", "abc\n", "\tabc", "abc\x00", "schlüssel"])
+def test_a_key_with_blanks_or_control_characters_is_refused_and_not_shown(key):
+    message = message_of(api_key=key)
+    assert "api_key: has blanks, control characters" in message
+    assert "abc" not in message and "schl" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"),
+    [
+        ("sync_frequency_hours", 1, 168),
+        ("initial_sync_days", 1, 365),
+        ("max_records_per_page", 1, 1000),
+        ("request_timeout_seconds", 1, 300),
+        ("retry_attempts", 0, 10),
+    ],
+)
+def test_numbers_are_taken_within_their_range_only(name, lowest, highest):
+    assert getattr(settings(**{name: str(lowest)}), name) == lowest
+    assert getattr(settings(**{name: f" {highest} "}), name) == highest
+    for wrong in (str(lowest - 1), str(highest + 1), "1.5", "ten", "1_0", "٣", "9" * 5000):
+        message = message_of(**{name: wrong})
+        assert f"{name}: takes a whole number from {lowest} to {highest}, not " in message
+        assert len(message) < 200
+
+
+@pytest.mark.parametrize("name", ["enable_incremental_sync", "enable_debug_logging"])
+def test_switches_take_their_words_in_any_case(name):
+    for word, switch in (("TRUE", True), ("yes", True), ("On", True), ("1", True)):
+        assert getattr(settings(**{name: word}), name) is switch
+    for word in ("false", "No", "off", "0", " FALSE "):
+        assert getattr(settings(**{name: word}), name) is False
+    assert f"{name}: takes true or false" in message_of(**{name: "perhaps"})
+
+
+def test_all_wrong_settings_are_named_at_once():
+    message = message_of(api_key="", initial_sync_days="0", retry_attempts="x", base_url="ftp://a")
+    for name in ("api_key", "initial_sync_days", "retry_attempts", "base_url"):
+        assert f"{name}: " in message
+
+
+def test_a_key_pasted_into_another_setting_is_not_shown():
+    assert KEY not in message_of(initial_sync_days=KEY)
+    assert "secret" not in message_of(api_key="secret", retry_attempts="my secret")
+    assert "secret" not in message_of(base_url="https://user:secret@evil.example")
+
+
+@pytest.mark.parametrize("wrong", [["x"], {"a": "b"}])
+def test_a_value_of_another_kind_is_refused(wrong):
+    for setting in connector.SETTINGS:
+        assert f"{setting.name}: " in message_of(**{setting.name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("given", "origin"),
+    [
+        ("https://api.prod2.kustomerapp.com", "https://api.prod2.kustomerapp.com"),
+        ("api.prod4.kustomerapp.com", "https://api.prod4.kustomerapp.com"),
+        ("https://api.kustomerapp.com/v1/", "https://api.kustomerapp.com"),
+        ("acme", "https://acme.api.kustomerapp.com"),
+        ("acme.kustomerapp.com", "https://acme.api.kustomerapp.com"),
+        ("https://ACME.kustomerapp.com/app/customers/5?x=1", "https://acme.api.kustomerapp.com"),
+        ("https://acme.api.prod2.kustomerapp.com", "https://acme.api.prod2.kustomerapp.com"),
+        ("https://acme.prod2.kustomerapp.com", "https://acme.api.prod2.kustomerapp.com"),
+        ("http://127.0.0.1:8080/v1", "http://127.0.0.1:8080"),
+        ("http://localhost:8080", "http://localhost:8080"),
+        ("http://[::1]:8080", "http://[::1]:8080"),
+    ],
+)
+def test_base_url_is_understood_as_region_organization_or_mock(given, origin):
+    assert settings(base_url=given).base_url == origin
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "http://api.kustomerapp.com",
+        "https://evil.example",
+        "https://kustomerapp.com.evil.example",
+        "https://evilkustomerapp.com",
+        "https://kustomerapp.com",
+        "https://.kustomerapp.com",
+        "https://user@api.kustomerapp.com",
+        "https://evil.example\\.kustomerapp.com",
+        "https://evil.example/.kustomerapp.com",
+        "https://evil.example#.kustomerapp.com",
+        "https://api.kustomerapp.com:8443",
+        "https://api.kustomerapp.com:port",
+        "http://192.168.0.1",
+        "ftp://api.kustomerapp.com",
+        "file:///etc/passwd",
+        "localhost",
+        "https://ápi.kustomerapp.com",
+        "https://[::1",
+    ],
+)
+def test_the_key_goes_nowhere_else(given):
+    assert "base_url: takes https://api.kustomerapp.com (US)" in message_of(base_url=given)
+
+
+def test_an_unknown_setting_is_warned_about_with_the_nearest_known_one(destination):
+    with mock({}) as server:
+        sync(server, destination, retry_atempts="3")
+    (warning,) = destination.warnings
+    assert "retry_atempts" in warning and "retry_attempts?" in warning
+
+
+def test_a_wrong_configuration_fails_before_the_first_request(destination):
+    with mock({}) as server:
+        with pytest.raises(ValueError, match="retry_attempts"):
+            sync(server, destination, retry_attempts="11")
+        assert not server.requests
+    assert not destination.states
+
+
+def test_settings_do_not_show_the_key():
+    assert KEY not in repr(settings())

@@ -1,0 +1,207 @@
+"""Reading a list to its end, whatever the server does with pages and whatever moves meanwhile."""
+
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+import connector
+from mock_server import make_records
+from mock_server.records import time_text
+from tests.expected import assert_mirrors
+from tests.support import mock, sync
+
+RECORDS = make_records(customers=250, companies=450, brands=5, messages=300)
+joining_page = connector.__joining_page
+
+
+def list_requests(server, table: str) -> list:
+    return [request for request in server.requests if request.path == f"/v1/{table}"]
+
+
+@pytest.mark.parametrize("limit", [20, 50, 99, 100])
+def test_each_page_begins_on_the_one_before_and_few_more_are_needed(limit):
+    reached, pages = 0, 0
+    while reached < 20_000:
+        number, size = joining_page(reached, limit)
+        begin, end = (number - 1) * size, number * size
+        assert size <= limit and end > reached and (begin < reached or reached == 0)
+        reached, pages = end, pages + 1
+    assert pages <= (1.2 if limit == 100 else 1.5) * 20_000 / limit
+
+
+def test_everything_is_read_whatever_its_age_when_incremental_sync_is_off(destination):
+    records = make_records(customers=50, companies=50, brands=2, messages=50, days=1000)
+    with mock(records) as server:
+        sync(server, destination, enable_incremental_sync="false")
+        assert_mirrors(destination, server)
+        sync(server, destination, enable_incremental_sync="false")
+        assert not any(request.method == "POST" for request in server.requests)
+    assert len(destination.delivered) == 2 * sum(
+        len(destination.live(t)) for t in destination.rows
+    )
+
+
+def test_only_companies_changed_within_the_window_are_delivered(destination):
+    records = make_records(companies=50)
+    with mock(records) as server:
+        old, *others = server.store.listed("companies")
+        long_ago = time_text(datetime.now(timezone.utc) - timedelta(days=31))
+        server.store.change("companies", old, updatedAt=long_ago)
+        for record_id in others:
+            server.store.change("companies", record_id, name="New")
+        sync(server, destination, initial_sync_days="30")
+        assert destination.rows["companies"].keys() == set(others)
+        destination.delivered.clear()
+        server.store.change("companies", old, name="Newer")
+        destination.state["last_sync_time"]["companies"] = time_text(
+            datetime.now(timezone.utc) + timedelta(minutes=9)
+        )
+        sync(server, destination)
+    assert {row_id for table, row_id in destination.delivered} == {old, *others}
+
+
+def test_a_server_that_gives_smaller_pages_than_asked_for_is_read_to_the_end(destination):
+    with mock(RECORDS) as server:
+
+        def clamp(request):
+            if request.params.get("pageSize"):
+                request.params["pageSize"] = str(min(int(request.params["pageSize"]), 30))
+
+        server.before_answer = clamp
+        sync(server, destination, enable_incremental_sync="false")
+        assert_mirrors(destination, server)
+
+
+def test_a_server_that_leaves_records_out_of_pages_is_read_to_the_end(destination):
+    with mock(RECORDS) as server:
+
+        def leave_some_out(request, answer):
+            if request.path == "/v1/companies":
+                answer.payload["data"] = [
+                    record for record in answer.payload["data"] if record["id"] not in left_out
+                ]
+            return answer
+
+        left_out = set(server.store.listed("companies")[95:100])
+        server.rewrite = leave_some_out
+        sync(server, destination)
+    everything = RECORDS["companies"].keys()
+    assert destination.rows["companies"].keys() == everything - left_out
+
+
+@pytest.mark.parametrize("size", ["20", "100"])
+def test_records_that_leave_a_list_while_it_is_read_hide_no_other(size, destination):
+    with mock(RECORDS) as server:
+
+        def erase_from_the_front(request):
+            if request.path == "/v1/companies" and len(erased) < 60:
+                for record_id in server.store.listed("companies")[:3]:
+                    erased.append(record_id)
+                    server.store.erase("companies", record_id)
+
+        erased: list = []
+        server.before_answer = erase_from_the_front
+        sync(server, destination, max_records_per_page=size)
+    everything = RECORDS["companies"].keys()
+    assert everything - set(erased) <= destination.rows["companies"].keys()
+
+
+def test_records_that_join_a_list_while_it_is_read_arrive_with_the_next_sync(destination):
+    extra = list(make_records(companies=40, seed=5)["companies"].values())
+    with mock(RECORDS) as server:
+
+        def add_one(request):
+            if request.path == "/v1/companies" and extra:
+                server.store.put("companies", extra.pop())
+
+        server.before_answer = add_one
+        sync(server, destination, max_records_per_page="20")
+        assert RECORDS["companies"].keys() <= destination.rows["companies"].keys()
+
+
+def test_a_list_that_repeats_its_page_for_ever_ends_in_an_error(destination):
+    with mock(RECORDS) as server:
+
+        def repeat(request, answer):
+            if request.path == "/v1/companies":
+                answer.payload["links"]["next"] = "/v1/companies?page=2"
+            return answer
+
+        server.before_answer = lambda request: request.params.update(page="1")
+        server.rewrite = repeat
+        with pytest.raises(connector.KustomerError, match="GET /v1/companies gives nothing new"):
+            sync(server, destination)
+        assert len(list_requests(server, "companies")) < 30
+
+
+def test_a_list_that_never_says_it_ends_ends_in_an_error(destination):
+    with mock(RECORDS) as server:
+
+        def no_end(request, answer):
+            if request.path == "/v1/companies":
+                answer.payload["links"]["next"] = "/v1/companies?page=2"
+            return answer
+
+        server.rewrite = no_end
+        with pytest.raises(connector.KustomerError, match="GET /v1/companies gives nothing new"):
+            sync(server, destination)
+
+
+def test_a_total_that_the_list_does_not_reach_is_warned_about(destination):
+    with mock(RECORDS) as server:
+
+        def count_more(request, answer):
+            if request.path == "/v1/customers":
+                answer.payload["meta"]["total"] = 10_000
+            return answer
+
+        server.rewrite = count_more
+        sync(server, destination, enable_incremental_sync="false")
+        listed = len(server.store.listed("customers"))
+    assert [w for w in destination.warnings if f"10000 records, its list gave {listed}" in w]
+
+
+def test_brands_are_mirrored_deletions_too(destination):
+    with mock(RECORDS) as server:
+        sync(server, destination)
+        gone, *_ = server.store.listed("brands")
+        server.store.erase("brands", gone)
+        sync(server, destination)
+        assert_mirrors(destination, server)
+    assert destination.deleted["brands"] == {gone}
+
+
+def test_an_empty_answer_does_not_empty_the_brands(destination):
+    with mock(RECORDS) as server:
+        sync(server, destination)
+        for record_id in server.store.listed("brands"):
+            server.store.erase("brands", record_id)
+        sync(server, destination)
+    assert len(destination.live("brands")) == 5
+
+
+def test_brands_that_cannot_all_be_read_are_left_as_they_were(destination):
+    records = make_records(brands=150)
+    with mock(records) as server:
+        sync(server, destination)
+        server.rewrite = lambda request, answer: (
+            answer._replace(status=400, payload={})
+            if request.path == "/v1/brands" and request.params["page"] == "2"
+            else answer
+        )
+        with pytest.raises(connector.KustomerError):
+            sync(server, destination)
+        assert_mirrors(destination, server, ["brands"])
+
+
+def test_the_next_pages_host_is_never_asked(destination):
+    with mock(RECORDS) as server:
+
+        def lead_away(request, answer):
+            if answer.payload.get("links", {}).get("next"):
+                answer.payload["links"]["next"] = "http://127.0.0.1:1/v1/stolen"
+            return answer
+
+        server.rewrite = lead_away
+        sync(server, destination)
+        assert_mirrors(destination, server)

@@ -1,0 +1,199 @@
+"""One request: what is waited for, what is retried, and what is said at the end."""
+
+import dataclasses
+import time
+from email.utils import formatdate
+
+import pytest
+
+import connector
+from mock_server import Fault
+from tests.support import mock
+
+PATH = "/v1/companies"
+
+
+def ask(server, **settings) -> dict:
+    return connector.execute_api_request(
+        PATH, server.api_key, {"page": 1}, server.configuration(**settings)
+    )
+
+
+def impatient_client(server, **settings):
+    """Return a client that gives up on an answer after a moment, sooner than settings allow."""
+    checked = connector.parse_configuration(server.configuration(**settings))
+    return connector.open_client(dataclasses.replace(checked, request_timeout_seconds=0.2))
+
+
+def failure_of(server, **settings) -> str:
+    with pytest.raises(connector.KustomerError) as error:
+        ask(server, **settings)
+    return str(error.value)
+
+
+def test_an_answer_is_returned_as_parsed_json():
+    with mock({}) as server:
+        assert ask(server)["data"] == []
+        (request,) = server.requests
+    assert request.headers["Authorization"] == f"Bearer {server.api_key}"
+    assert request.headers["Accept"] == "application/json"
+    assert request.headers["User-Agent"] == f"fivetran-kustomer-connector/{connector.VERSION}"
+
+
+@pytest.mark.parametrize(
+    "kind", ["500", "502", "503", "reset", "truncated", "html", "timed_out", "timeout"]
+)
+def test_what_may_pass_is_retried_with_full_jitter_and_then_succeeds(kind, waits):
+    with mock({}) as server, impatient_client(server) as client:
+        server.order(Fault(kind, times=3, seconds=60))
+        answer = connector.execute_api_request(PATH, server.api_key, client=client)
+        assert answer["data"] == []
+        assert len(server.requests) == 4
+    assert len(waits) == 3
+    assert all(0 <= wait <= 2**number for number, wait in enumerate(waits))
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        ("500", "status 500"),
+        ("502", "status 502"),
+        ("503", "status 503"),
+        ("reset", "no complete answer (ConnectionError)"),
+        ("timeout", "no complete answer (ReadTimeout)"),
+        ("truncated", "status 200 with an answer that is not JSON"),
+        ("html", "status 200 with an answer that is not JSON"),
+        ("timed_out", "status 200 with a partial answer (meta.timed_out)"),
+    ],
+)
+def test_a_fault_that_stays_ends_within_the_retry_budget_with_its_cause(kind, cause):
+    with mock({}) as server, impatient_client(server, retry_attempts="2") as client:
+        server.order(Fault(kind, seconds=60))
+        with pytest.raises(connector.KustomerError) as error:
+            connector.execute_api_request(PATH, server.api_key, client=client)
+        message = str(error.value)
+        assert len(server.requests) == 3
+    assert message.startswith(f"GET {PATH} failed 3 times, the last time with: {cause}")
+
+
+def test_no_retries_are_made_when_none_are_wanted(waits):
+    with mock({}) as server:
+        server.order(Fault("500"))
+        assert "failed 1 times" in failure_of(server, retry_attempts="0")
+    assert not waits
+
+
+@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 405, 409, 413, 422])
+def test_what_no_retry_changes_is_sent_once(status, waits):
+    with mock({}) as server:
+        server.rewrite = lambda request, answer: answer._replace(
+            status=status,
+            payload={"errors": [{"code": "bad", "title": f"No\n{server.api_key}", "detail": "x"}]},
+        )
+        message = failure_of(server)
+        assert len(server.requests) == 1
+    reason = "a redirect" if status == 301 else "bad - No (key) - x"
+    assert message.startswith(f"GET {PATH} was refused with {status}: {reason}")
+    assert not waits
+
+
+@pytest.mark.parametrize(
+    "payload", [None, [], "x", {"errors": None}, {"errors": [None]}, {"errors": "x"}]
+)
+def test_an_error_body_of_any_shape_is_no_trouble(payload):
+    with mock({}) as server:
+        server.rewrite = lambda request, answer: answer._replace(status=400, payload=payload)
+        assert "was refused with 400: no reason given" in failure_of(server)
+
+
+NOW = 1_790_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"x-ratelimit-reset": str(int(NOW) + 40)}, 40),
+        ({"x-ratelimit-reset": str(int(NOW) * 1000 + 40_500)}, 40.5),
+        ({"x-ratelimit-reset": "40"}, 40),
+        ({"x-ratelimit-reset": "7.5"}, 7.5),
+        ({"Retry-After": "25"}, 25),
+        ({"Retry-After": "25", "x-ratelimit-reset": "40"}, 25),
+        ({"Retry-After": formatdate(NOW + 30, usegmt=True)}, 30),
+        ({"Retry-After": "rubbish", "x-ratelimit-reset": "40"}, 40),
+        ({"x-ratelimit-reset": str(int(NOW) + 100_000)}, 120),
+        ({"Retry-After": "999999"}, 120),
+    ],
+)
+def test_a_429_is_waited_out_as_its_headers_say(headers, seconds, waits, monkeypatch):
+    monkeypatch.setattr(connector.time, "time", lambda: NOW)
+    with mock({}) as server:
+        server.order(Fault("429", times=1, headers=headers))
+        ask(server, retry_attempts="0")
+    (wait,) = waits
+    assert seconds <= wait <= min(seconds * 1.05, 120)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"x-ratelimit-reset": str(int(NOW) - 60)},
+        {"x-ratelimit-reset": "soon"},
+        {"x-ratelimit-reset": "-5"},
+        {"x-ratelimit-reset": "nan"},
+        {"x-ratelimit-reset": "9" * 400},
+        {"Retry-After": "0"},
+        {"Retry-After": formatdate(NOW - 30, usegmt=True)},
+        {"Retry-After": "Sun, 99 Foo 2026"},
+    ],
+)
+def test_a_429_that_says_nothing_of_use_is_backed_off_from(headers, waits, monkeypatch):
+    monkeypatch.setattr(connector.time, "time", lambda: NOW)
+    with mock({}) as server:
+        server.order(Fault("429", times=3, headers=headers))
+        ask(server, retry_attempts="0")
+    assert len(waits) == 3
+    assert all(0 <= wait <= 2**number for number, wait in enumerate(waits))
+
+
+def test_rate_limits_end_after_fifteen_minutes_in_all(waits):
+    with mock({}) as server:
+        server.order(Fault("429", headers={"Retry-After": "100"}))
+        message = failure_of(server)
+    assert f"GET {PATH} was answered 429" in message
+    assert 900 <= sum(waits) <= 900 + 105
+
+
+def test_rate_limits_do_not_use_up_retries():
+    with mock({}) as server:
+        server.order(Fault("429", times=6, headers={"Retry-After": "1"}))
+        server.order(Fault("500", times=2, after=6))
+        assert ask(server, retry_attempts="2")["data"] == []
+        assert len(server.requests) == 9
+
+
+def test_each_way_of_the_mock_to_tell_its_reset_ends_in_an_answer(monkeypatch):
+    for reset in (
+        "epoch",
+        "epoch_ms",
+        "seconds",
+        "past",
+        "absent",
+        "rubbish",
+        "retry_after",
+        "date",
+    ):
+        with mock({}, org_limit=2, window_seconds=60, rate_limit_reset=reset) as server:
+            clock = [time.time()]
+            monkeypatch.setattr(connector.time, "time", lambda clock=clock: clock[0])
+            monkeypatch.setattr(
+                connector.time, "sleep", lambda s, clock=clock: clock.__setitem__(0, clock[0] + s)
+            )
+            for _ in range(5):
+                assert ask(server)["data"] == []
+
+
+def test_a_sync_uses_one_connection(destination):
+    with mock({}) as server:
+        connector.update(server.configuration(), {})
+        assert len(server.requests) == 5 and server.connections == 1

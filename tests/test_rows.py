@@ -1,0 +1,185 @@
+"""From a record to a row."""
+
+import pytest
+
+import connector
+from tests.support import COLUMNS, mock, sync
+
+MAPPERS = {
+    "customers": connector.__map_customer_data,
+    "companies": connector.__map_company_data,
+    "brands": connector.__map_brand_data,
+    "messages": connector.__map_message_data,
+}
+
+
+def row_of(table: str, attributes: dict, relationships: dict = None) -> dict:
+    record = {"id": "1", "attributes": attributes, "relationships": relationships or {}}
+    return MAPPERS[table](record)
+
+
+@pytest.mark.parametrize("table", MAPPERS)
+def test_a_row_has_every_declared_column_and_no_other(table):
+    assert list(MAPPERS[table]({"id": "1"})) == list(COLUMNS[table])
+
+
+@pytest.mark.parametrize("table", MAPPERS)
+@pytest.mark.parametrize(
+    "record", [{"id": "1"}, {"id": "1", "attributes": None}, {"id": "1", "attributes": {}}]
+)
+def test_what_is_missing_is_null(table, record):
+    row = MAPPERS[table](record)
+    assert row.pop("id") == "1"
+    assert set(row.values()) == {None}
+
+
+@pytest.mark.parametrize("table", MAPPERS)
+@pytest.mark.parametrize("nothing", [None, [], {}])
+def test_the_ways_kustomer_writes_nothing_are_all_null(table, nothing):
+    names = (
+        "name emails phones tags custom deleted verified urls domains default meta body".split()
+    )
+    row = row_of(table, dict.fromkeys([*names, "createdAt", "updatedAt"], nothing))
+    assert set(row.values()) == {"1", None}
+
+
+@pytest.mark.parametrize("table", MAPPERS)
+def test_a_flat_record_is_read_like_one_with_attributes(table):
+    attributes = {"name": "A", "updatedAt": "2026-01-02T03:04:05.678Z", "channel": "chat"}
+    assert MAPPERS[table]({"id": "1", **attributes}) == row_of(table, attributes)
+
+
+def test_a_customers_email_is_the_verified_one_else_the_first():
+    emails = [{"email": "a@x", "verified": False}, {"email": "b@x", "verified": True}]
+    assert row_of("customers", {"emails": emails})["email"] == "b@x"
+    assert row_of("customers", {"emails": emails[:1]})["email"] == "a@x"
+    assert row_of("customers", {"emails": [None, {}, {"email": "c@x"}]})["email"] == "c@x"
+    assert row_of("customers", {"emails": ["d@x"]})["email"] == "d@x"
+
+
+def test_a_customer_without_a_name_goes_by_the_display_name():
+    assert row_of("customers", {"name": None, "displayName": "Dee"})["name"] == "Dee"
+    assert row_of("customers", {"name": "Al", "displayName": "Dee"})["name"] == "Al"
+
+
+def test_external_ids_come_from_every_place_kustomer_has_for_them():
+    listed = {"externalIds": [{"externalId": "b"}]}
+    assert row_of("customers", {"externalId": "a", **listed})["external_id"] == "a"
+    assert row_of("customers", listed)["external_id"] == "b"
+    assert row_of("companies", {"extenalId": "c"})["external_id"] == "c"
+    assert row_of("companies", {"externalId": "d"})["external_id"] == "d"
+
+
+def test_a_companys_website_is_the_url_of_that_type_else_the_first():
+    urls = [{"url": "https://blog", "type": "blog"}, {"url": "https://site", "type": "website"}]
+    assert row_of("companies", {"urls": urls})["website"] == "https://site"
+    assert row_of("companies", {"urls": urls[:1]})["website"] == "https://blog"
+
+
+def test_domains_are_texts_whether_they_came_as_objects_or_as_texts():
+    row = row_of("companies", {"domains": [{"domain": "a.de"}, "b.de", {}, None]})
+    assert row["domains"] == '["a.de","b.de"]'
+
+
+def test_a_message_body_is_the_body_else_the_preview():
+    assert row_of("messages", {"body": "whole", "preview": "who"})["body"] == "whole"
+    assert row_of("messages", {"preview": "who"})["body"] == "who"
+
+
+def test_relationships_count_whatever_type_they_are_said_to_have():
+    relationships = {
+        "customer": {"data": {"type": "customers", "id": "c1"}},
+        "conversation": {"data": None},
+    }
+    row = row_of("messages", {}, relationships)
+    assert (row["customer_id"], row["conversation_id"]) == ("c1", None)
+
+
+@pytest.mark.parametrize("broken", [None, [], "x", {"customer": []}, {"customer": {"data": "c"}}])
+def test_broken_relationships_are_null(broken):
+    record = {"id": "1", "attributes": {}, "relationships": broken}
+    assert MAPPERS["messages"](record)["customer_id"] is None
+
+
+@pytest.mark.parametrize("to", [["a@x"], {"email": "a@x"}, "a@x"])
+def test_message_meta_is_json_in_each_of_its_shapes(to):
+    text = connector.json.dumps({"to": to}, separators=(",", ":"))
+    assert row_of("messages", {"meta": {"to": to}})["meta"] == text
+
+
+def test_json_keeps_letters_of_every_script():
+    assert row_of("messages", {"custom": {"k": "名前 😀"}})["custom"] == '{"k":"名前 😀"}'
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(5, "5"), (1.5, "1.5"), (True, "true"), ({"a": [1]}, '{"a":[1]}')]
+)
+def test_what_is_no_text_becomes_json_in_a_text_column(value, text):
+    assert row_of("messages", {"subject": value})["subject"] == text
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_row():
+    assert row_of("messages", {"body": "a\ud83db"})["body"] == "a\ufffdb"
+    assert row_of("messages", {"meta": {"x": "\udc00"}})["meta"] == '{"x":"\ufffd"}'
+
+
+@pytest.mark.parametrize(
+    ("value", "flag"),
+    [(True, True), (False, False), ("true", True), ("False", False), ("maybe", None), (1, None)],
+)
+def test_flags_are_true_false_or_null(value, flag):
+    assert row_of("customers", {"verified": value})["verified"] is flag
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("2018-02-12T22:56:20.546Z", "2018-02-12T22:56:20.546Z"),
+        ("2018-02-12T22:56:20Z", "2018-02-12T22:56:20.000Z"),
+        ("2018-02-12T22:56:20.5Z", "2018-02-12T22:56:20.500Z"),
+        ("2018-02-12T22:56:20.546123Z", "2018-02-12T22:56:20.546123Z"),
+        ("2018-02-12T22:56:20.546123999Z", "2018-02-12T22:56:20.546123Z"),
+        ("2018-02-13T04:26:20.546+05:30", "2018-02-12T22:56:20.546Z"),
+        ("2018-02-12T14:56:20.546-0800", "2018-02-12T22:56:20.546Z"),
+        ("2018-02-12 22:56:20", "2018-02-12T22:56:20.000Z"),
+    ],
+)
+def test_times_become_utc(value, text):
+    assert row_of("messages", {"createdAt": value})["created_at"] == text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "yesterday",
+        "2018-02-30T22:56:20.546Z",
+        "2018-W07-1T22:56:20.546Z",
+        "2018-02-12T24:56:20.546Z",
+        "٢٠١٨-02-12T22:56:20.546Z",
+        "0001-01-01T00:00:00.000+05:00",
+        1518476180546,
+        {"at": 1},
+    ],
+)
+def test_a_time_that_cannot_be_read_is_null(value):
+    assert row_of("messages", {"createdAt": value})["created_at"] is None
+
+
+def test_unreadable_times_and_records_without_an_id_are_counted(destination, capsys):
+    attributes = {"updatedAt": "2026-11-22T00:00:00.000Z", "sentAt": "soon", "name": "A"}
+    with mock({}) as server:
+
+        def one_good_one_without_id(request, answer):
+            if request.path.endswith(("/brands", "/search")):
+                records = [{"id": 7, "attributes": attributes}, {"attributes": attributes}, None]
+                of_search = request.path.endswith("/search")
+                answer.payload["data"] = records[: 2 if of_search else 3]
+            return answer
+
+        server.rewrite = one_good_one_without_id
+        sync(server, destination)
+    assert destination.rows["brands"].keys() == {"7"}
+    assert "brands: 2 records without an id were skipped." in destination.warnings
+    assert "messages: 1 records without an id were skipped." in destination.warnings
+    assert "1 unreadable times left empty" in capsys.readouterr().out
