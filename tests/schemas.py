@@ -1,0 +1,148 @@
+"""JSON Schemas of what Kustomer answers, from the facts of its OpenAPI description: envelope,
+types and formats. Attributes are optional, because real records leave them out."""
+
+TIME = {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"}
+TEXT = {"type": "string"}
+FLAG = {"type": "boolean"}
+COUNT = {"type": "integer", "minimum": 0}
+ID = {"type": "string", "pattern": "^[0-9a-f]{24}$"}
+OBJECT = {"type": "object"}
+LIST = {"type": "array"}
+PATH = {"type": "string", "pattern": r"^/v1/[a-z]+(/[a-z]+)?(\?\S*)?$"}
+RECORD_PATH = {"type": "string", "pattern": r"^/v1/[A-Za-z]+/[0-9a-f]{24}$"}
+
+
+def _object(required: dict, optional: dict = None) -> dict:
+    return {
+        "type": "object",
+        "properties": {**required, **(optional or {})},
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def _list_of(item: dict) -> dict:
+    return {"type": "array", "items": item}
+
+
+def _or_null(schema: dict) -> dict:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+_TIMES = {"createdAt": TIME, "updatedAt": TIME}
+_CUSTOM = {
+    "type": "object",
+    "patternProperties": {"Str$|Txt$": TEXT, "Num$": {"type": "number"}, "Bool$": FLAG},
+    "additionalProperties": False,
+}
+_COUNTS = _object(dict.fromkeys(("done", "open", "snoozed", "all"), COUNT))
+_SOMETIMES = {"modifiedAt": TIME, "deleted": FLAG, "custom": _CUSTOM, "tags": _list_of(ID)}
+_ADDRESS = {"email": TEXT}
+
+ATTRIBUTES = {
+    "customers": _object(
+        _TIMES,
+        {
+            **_SOMETIMES,
+            **dict.fromkeys(("displayName", "displayColor", "displayIcon", "firstName"), TEXT),
+            **dict.fromkeys(("locale", "gender", "externalId"), TEXT),
+            **dict.fromkeys(("sharedExternalIds", "sharedEmails", "sharedPhones"), LIST),
+            **dict.fromkeys(("sharedSocials", "activeUsers", "watchers"), LIST),
+            **dict.fromkeys(("preview", "recentLocation"), OBJECT),
+            "name": _or_null(TEXT),
+            "externalIds": _list_of(_object({"externalId": TEXT, "verified": FLAG})),
+            "emails": _list_of(_object({"email": TEXT, "verified": FLAG, "type": TEXT})),
+            "phones": _list_of(_object({"phone": TEXT, "verified": FLAG, "type": TEXT})),
+            "socials": _list_of(OBJECT),
+            "urls": _list_of(_object({"url": TEXT, "type": TEXT})),
+            "locations": _list_of(_object({"type": TEXT, "address": TEXT})),
+            "lastMessageIn": _object({"sentiment": OBJECT}),
+            "lastConversation": _object({"tags": LIST, "sentiment": OBJECT}),
+            "lastActivityAt": TIME,
+            "conversationCounts": _COUNTS,
+            "progressiveStatus": _or_null(TEXT),
+            "verified": FLAG,
+            "rev": COUNT,
+        },
+    ),
+    "companies": _object(
+        {"name": TEXT, **_TIMES},
+        {
+            **_SOMETIMES,
+            "externalId": TEXT,
+            "extenalId": TEXT,
+            "domains": _list_of({"anyOf": [TEXT, _object({"domain": TEXT})]}),
+            "urls": _list_of(_object({"url": TEXT, "type": TEXT})),
+        },
+    ),
+    "brands": _object(
+        {"name": TEXT, "default": FLAG, **_TIMES}, {"modifiedAt": TIME, "iconUrl": TEXT}
+    ),
+    "messages": _object(
+        {"channel": TEXT, "direction": {"enum": ["in", "out"]}, **_TIMES},
+        {
+            **_SOMETIMES,
+            **dict.fromkeys(("externalId", "app", "directionType", "preview", "body"), TEXT),
+            **dict.fromkeys(("subject", "status", "source"), TEXT),
+            "sentAt": TIME,
+            "size": COUNT,
+            "auto": FLAG,
+            "sentiment": OBJECT,
+            "meta": _object(
+                {"from": TEXT},
+                {
+                    "to": {"anyOf": [TEXT, _object(_ADDRESS), _list_of(_object(_ADDRESS))]},
+                    "cc": LIST,
+                },
+            ),
+        },
+    ),
+}
+_RELATION = _object(
+    {"links": _object({"self": RECORD_PATH})}, {"data": _object({"type": TEXT, "id": ID})}
+)
+_LINKS = {"self": PATH, "first": PATH, "prev": _or_null(PATH), "next": _or_null(PATH)}
+_PAGE_META = {"page": COUNT, "pageSize": COUNT}
+_TOTALS = {"total": COUNT, "totalPages": COUNT}
+
+
+def page_schema(table: str, is_search: bool = False) -> dict:
+    """Return the schema of a page of a table, as its list or as search gives it."""
+    counted = is_search or table == "customers"
+    record = _object(
+        {
+            "type": {"const": {"companies": "company"}.get(table, table[:-1])},
+            "id": ID,
+            "attributes": ATTRIBUTES[table],
+            "relationships": {
+                "type": "object",
+                "additionalProperties": _RELATION,
+                "required": ["org"],
+            },
+            "links": _object({"self": RECORD_PATH}),
+        }
+    )
+    meta = {**_PAGE_META, **(_TOTALS if counted else {})}
+    if is_search:
+        meta["aggregations"] = OBJECT
+    links = {**_LINKS, **({"last": PATH} if counted else {})}
+    return _object({"meta": _object(meta), "data": _list_of(record), "links": _object(links)})
+
+
+USER = _object(
+    {"data": _object({"type": {"const": "user"}, "id": ID, "attributes": OBJECT, "links": OBJECT})}
+)
+ERROR = _object(
+    {
+        "errors": _list_of(
+            _object(
+                {
+                    "status": TEXT,
+                    "code": TEXT,
+                    "title": TEXT,
+                    "source": _object({"parameters": TEXT}),
+                }
+            )
+        )
+    }
+)

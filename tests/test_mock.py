@@ -1,0 +1,447 @@
+"""The mock behaves as Kustomer's documentation says."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+import jsonschema
+import pytest
+import requests
+
+from mock_server import Behaviour, Fault, MockKustomer, PortTakenError, make_records
+from mock_server.api import ROLES, SEARCH_ROLE
+from mock_server.records import TABLES, time_text
+from tests import schemas
+from tests.support import mock
+
+PROJECT = Path(__file__).resolve().parent.parent
+RECORDS = make_records(customers=600, companies=150, brands=4, messages=1500)
+SEARCH = "/v1/customers/search"
+
+
+def call(server, path: str, body=None, key=None, **params) -> requests.Response:
+    method = "GET" if body is None else "POST"
+    headers = {"Authorization": f"Bearer {key or server.api_key}"}
+    return requests.request(
+        method, server.url + path, params=params, json=body, headers=headers, timeout=10
+    )
+
+
+def search_body(context="customer", low="2000-01-01T00:00:00.000Z", **more) -> dict:
+    attribute = f"{context}_updated_at"
+    return {
+        "and": [{attribute: {"gte": low}}],
+        "sort": [{attribute: "asc"}],
+        "queryContext": context,
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def server():
+    with mock(RECORDS) as running:
+        yield running
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_page_of_every_list_fits_its_schema(server, table):
+    number, ids = 1, []
+    while True:
+        answer = call(server, f"/v1/{table}", page=number, pageSize=100)
+        page = answer.json()
+        jsonschema.validate(page, schemas.page_schema(table))
+        ids += [record["id"] for record in page["data"]]
+        if page["links"]["next"] is None:
+            break
+        assert page["links"]["next"] == f"/v1/{table}?page={number + 1}&pageSize=100"
+        number += 1
+    live = {i for i, r in RECORDS[table].items() if not r["attributes"].get("deleted")}
+    assert len(ids) == len(live) and set(ids) == live
+    if table == "messages":
+        assert ids == sorted(ids)
+
+
+@pytest.mark.parametrize(
+    ("context", "table"), [("customer", "customers"), ("message", "messages")]
+)
+@pytest.mark.parametrize("deleted", [False, True])
+def test_every_page_of_search_fits_its_schema(server, context, table, deleted):
+    number, found = 1, []
+    while True:
+        body = search_body(context, includeDeleted=deleted)
+        page = call(server, SEARCH, body, page=number, pageSize=500).json()
+        jsonschema.validate(page, schemas.page_schema(table, is_search=True))
+        found += page["data"]
+        if page["links"]["next"] is None:
+            break
+        number += 1
+    assert page["meta"]["total"] == len(found)
+    times = [record["attributes"]["updatedAt"] for record in found]
+    assert times == sorted(times)
+    hidden = [r for r in RECORDS[table].values() if r["attributes"].get("deleted")]
+    assert len(found) == len(RECORDS[table]) - (0 if deleted else len(hidden))
+
+
+def test_the_current_user_needs_a_live_key_and_no_role():
+    with mock(RECORDS, roles=frozenset()) as bare:
+        answer = call(bare, "/v1/users/current")
+        jsonschema.validate(answer.json(), schemas.USER)
+        assert call(bare, "/v1/users/current", key="other").status_code == 401
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_missing_role_is_refused(status):
+    with mock(RECORDS, roles=ROLES - {SEARCH_ROLE}, missing_role_status=status) as bare:
+        answer = call(bare, SEARCH, search_body())
+        assert answer.status_code == status
+        jsonschema.validate(answer.json(), schemas.ERROR)
+        assert call(bare, "/v1/messages").status_code == 200
+    with mock(RECORDS, roles=ROLES - {"org.permission.message.read"}) as bare:
+        assert call(bare, "/v1/messages").status_code == 403
+        assert call(bare, SEARCH, search_body("message")).status_code == 403
+        assert call(bare, SEARCH, search_body("customer")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"queryContext": "dragon"},
+        {"queryContext": "company"},
+        {"and": [{"customer_shoe_size": {"gte": "1"}}]},
+        {"and": [{"customer_updated_at": {"near": "1"}}]},
+        {"sort": [{"message_updated_at": "asc"}]},
+        {"unknown": 1},
+    ],
+)
+def test_search_refuses_what_it_does_not_know(server, change):
+    answer = call(server, SEARCH, {**search_body(), **change})
+    assert answer.status_code == 400
+    jsonschema.validate(answer.json(), schemas.ERROR)
+
+
+@pytest.mark.parametrize("kind", ["created", "updated"])
+@pytest.mark.parametrize("operator", ["gt", "gte", "lt", "lte"])
+def test_search_filters_by_each_operator(server, kind, operator):
+    name, attribute = f"customer_{kind}_at", f"{kind}At"
+    times = sorted(record["attributes"][attribute] for record in RECORDS["customers"].values())
+    bound = times[300]
+    body = search_body(includeDeleted=True)
+    body["and"] = [{name: {operator: bound}}]
+    page = call(server, SEARCH, body, pageSize=500).json()
+    number = {
+        "gt": sum(at > bound for at in times),
+        "gte": sum(at >= bound for at in times),
+        "lt": sum(at < bound for at in times),
+        "lte": sum(at <= bound for at in times),
+    }[operator]
+    assert page["meta"]["total"] == number
+
+
+def test_search_sorts_both_ways_and_by_both_times(server):
+    for name, attribute in (
+        ("customer_updated_at", "updatedAt"),
+        ("customer_created_at", "createdAt"),
+    ):
+        for direction in ("asc", "desc"):
+            body = {**search_body(), "sort": [{name: direction}]}
+            page = call(server, SEARCH, body, pageSize=500).json()
+            times = [record["attributes"][attribute] for record in page["data"]]
+            assert times == sorted(times, reverse=direction == "desc") and len(times) == 500
+
+
+def test_search_ends_at_a_hundred_pages(server):
+    page = call(server, SEARCH, search_body("message"), page=100, pageSize=10).json()
+    assert page["links"]["next"] is None and page["meta"]["total"] == 1500
+    assert call(server, SEARCH, search_body("message"), page=101, pageSize=10).status_code == 400
+
+
+def test_search_knows_the_last_two_years_only():
+    old = make_records(customers=50, days=1000)
+    with mock(old) as server:
+        horizon = time_text(datetime.now(timezone.utc) - timedelta(days=730))
+        recent = [r for r in old["customers"].values() if r["attributes"]["updatedAt"] >= horizon]
+        page = call(server, SEARCH, search_body(includeDeleted=True), pageSize=500).json()
+    assert 0 < len(recent) < 50 and page["meta"]["total"] == len(recent)
+
+
+@pytest.mark.parametrize(("path", "maximum"), [("/v1/messages", 100), (SEARCH, 500)])
+def test_pages_over_the_maximum_are_clamped_or_refused(path, maximum):
+    for policy in ("clamp", "refuse"):
+        with mock(RECORDS, large_pages=policy) as server:
+            body = search_body("message") if path == SEARCH else None
+            answer = call(server, path, body, pageSize=maximum + 1)
+            assert call(server, path, body, pageSize=maximum).json()["meta"]["pageSize"] == maximum
+            if policy == "refuse":
+                assert answer.status_code == 400
+            else:
+                assert len(answer.json()["data"]) == answer.json()["meta"]["pageSize"] == maximum
+
+
+@pytest.mark.parametrize("page", ["0", "-1", "x"])
+def test_a_page_that_is_none_is_refused(server, page):
+    assert call(server, "/v1/messages", page=page).status_code == 400
+
+
+def test_what_is_not_there_is_not_found_and_what_is_not_done_not_allowed(server):
+    assert call(server, "/v1/dragons").status_code == 404
+    assert call(server, "/v1/messages", {}).status_code == 405
+
+
+def test_both_budgets_are_counted_for_a_window_and_say_when_it_ends(monkeypatch):
+    clock = [1_790_000_000.5]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    with mock({}, org_limit=5, search_limit=2, window_seconds=30.0) as server:
+
+        def codes(number, body=None):
+            path = SEARCH if body else "/v1/brands"
+            return [call(server, path, body).status_code for _ in range(number)]
+
+        # A window begins with its first request.
+        assert codes(3, search_body()) == [200, 200, 429]
+        assert codes(4) == [200, 200, 200, 429]
+        refused = call(server, "/v1/brands")
+        assert refused.headers["x-ratelimit-reset"] == "1790000031"
+        assert refused.headers["x-ratelimit-limit"] == "5"
+        assert refused.headers["x-ratelimit-remaining"] == "0"
+        clock[0] += 30.0
+        answer = call(server, "/v1/brands")
+        assert answer.headers["x-ratelimit-remaining"] == "4"
+        assert "x-ratelimit-reset" not in answer.headers
+
+
+def test_every_answer_has_a_date(server):
+    date = parsedate_to_datetime(call(server, "/v1/brands").headers["Date"])
+    assert abs(datetime.now(timezone.utc) - date) < timedelta(minutes=1)
+
+
+def test_the_same_seed_gives_the_same_records_and_another_others():
+    def made(seed):
+        return make_records(customers=50, companies=9, brands=3, messages=80, seed=seed)
+
+    assert made(1) == made(1) != made(2)
+
+
+def test_records_are_as_odd_as_real_ones():
+    records = make_records(customers=2000, companies=200, brands=5, messages=3000)
+    customers = [record["attributes"] for record in records["customers"].values()]
+    messages = [record["attributes"] for record in records["messages"].values()]
+    names = "".join(customer.get("name") or "" for customer in customers)
+    for script in ("a", "ж", "山", "α", "ש", "अ", "م", "🐈"):
+        assert script in names
+    assert {min(len(customer["emails"]), 2) for customer in customers} == {0, 1, 2}
+    assert any(not e["verified"] for c in customers for e in c["emails"])
+    assert any("name" not in customer for customer in customers)
+    assert any(customer.get("name", "") is None for customer in customers)
+    assert any(customer.get("deleted") for customer in customers)
+    assert any("custom" in customer for customer in customers)
+    assert any("company" not in r["relationships"] for r in records["customers"].values())
+    year_ago = time_text(datetime.now(timezone.utc) - timedelta(days=365))
+    assert any(customer["createdAt"] < year_ago for customer in customers)
+    assert {type(message["meta"]["to"]) for message in messages} == {str, list, dict}
+    assert any(len(message.get("body", "")) >= 20_000 for message in messages)
+    updates = [message["updatedAt"] for message in messages]
+    assert max(map(updates.count, set(updates))) == 700
+
+
+def test_records_can_be_read_changed_added_and_deleted_while_it_runs():
+    with mock(RECORDS) as server:
+        first, second, third = server.store.listed("customers")[:3]
+        server.store.change("customers", first, name="Changed")
+        server.store.delete("customers", second)
+        server.store.erase("customers", third)
+        server.store.put(
+            "customers", {"id": "f" * 24, "attributes": {"updatedAt": "2026-01-01T00:00:00.000Z"}}
+        )
+        assert server.store.records("customers")[first]["attributes"]["name"] == "Changed"
+        page = call(server, SEARCH, search_body(includeDeleted=True), pageSize=500, page=2).json()
+        by_id = {record["id"]: record["attributes"] for record in page["data"]}
+        assert by_id[first]["name"] == "Changed" and by_id[second]["deleted"] is True
+        listed = server.store.listed("customers")
+        assert first in listed and "f" * 24 in listed
+        assert second not in listed and third not in listed
+        assert server.requests[-1].path == SEARCH
+
+
+def test_an_index_that_lags_shows_what_was():
+    with mock(RECORDS, index_lag_seconds=3600.0) as server:
+        changed = server.store.listed("customers")[0]
+        server.store.change("customers", changed, name="Changed")
+        body = search_body(low=RECORDS["customers"][changed]["attributes"]["updatedAt"])
+        body["and"].append(
+            {"customer_updated_at": {"lte": list(body["and"][0].values())[0]["gte"]}}
+        )
+        (shown,) = call(server, SEARCH, body).json()["data"]
+        assert shown == RECORDS["customers"][changed]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sees"),
+    [
+        ("429", lambda answer: answer.status_code == 429),
+        ("500", lambda answer: answer.json()["errors"][0]["code"] == "error"),
+        ("502", lambda answer: answer.status_code == 502 and "<html>" in answer.text),
+        ("503", lambda answer: answer.status_code == 503 and answer.content == b""),
+        ("truncated", lambda answer: answer.status_code == 200 and not answer.text.endswith("}")),
+        ("html", lambda answer: answer.status_code == 200 and "<html>" in answer.text),
+        ("timed_out", lambda answer: answer.json()["meta"]["timed_out"] is True),
+    ],
+)
+def test_each_fault_is_what_it_says_as_often_as_ordered(kind, sees):
+    with mock(RECORDS) as server:
+        server.order(Fault(kind, after=1, times=1, path="/messages"))
+        assert call(server, "/v1/messages").json()["meta"]["pageSize"] == 100
+        assert call(server, "/v1/brands").status_code == 200
+        assert sees(call(server, "/v1/messages"))
+        assert call(server, "/v1/messages").status_code == 200
+        assert [exchange.outcome for exchange in server.exchanges] == ["200", "200", kind, "200"]
+
+
+@pytest.mark.parametrize("kind", ["reset", "timeout"])
+def test_a_connection_can_be_broken_or_left_hanging(kind):
+    with mock(RECORDS) as server:
+        server.order(Fault(kind, times=1, seconds=0.01))
+        with pytest.raises(requests.ConnectionError):
+            call(server, "/v1/messages")
+        assert call(server, "/v1/messages").status_code == 200
+
+
+def test_latency_delays_an_answer():
+    with mock(RECORDS) as server:
+        pauses = []
+        server.pause = pauses.append
+        server.order(Fault("latency", seconds=0.2))
+        assert call(server, "/v1/brands").status_code == 200
+    assert pauses == [0.2]
+
+
+def test_a_share_of_requests_meets_a_fault_the_same_for_the_same_seed():
+    def outcomes():
+        with mock(RECORDS) as server:
+            server.order(Fault("500", rate=0.3))
+            return [call(server, "/v1/brands").status_code for _ in range(60)]
+
+    first = outcomes()
+    assert 5 < first.count(500) < 35 and first == outcomes()
+
+
+def test_an_unknown_fault_is_an_error():
+    with pytest.raises(ValueError, match="a fault is one of latency, 429"):
+        Fault("earthquake")
+
+
+def test_answers_are_compressed_for_those_who_ask():
+    with MockKustomer(RECORDS) as server:
+        answer = call(server, "/v1/messages")
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert int(answer.headers["Content-Length"]) < len(answer.content) / 3
+        assert server.exchanges[0].body_bytes == int(answer.headers["Content-Length"])
+
+
+def test_a_taken_port_is_a_clear_error():
+    with MockKustomer() as server:
+        port = int(server.url.rpartition(":")[2])
+        with pytest.raises(PortTakenError, match=f"Port {port} of 127.0.0.1 is in use"):
+            MockKustomer(port=port)
+
+
+def test_it_listens_on_loopback_only(server):
+    assert server.url.startswith("http://127.0.0.1:")
+    with socket.socket() as probe:
+        probe.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+
+
+def run_mock(*arguments: str, **options):
+    command = [sys.executable, "-m", "mock_server", "--customers", "3", "--companies", "2"]
+    command += ["--brands", "1", "--messages", "4", *arguments]
+    return subprocess.run(
+        command, cwd=PROJECT, capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_a_command_runs_beside_it_and_its_exit_code_counts(tmp_path):
+    script = (
+        "import json, os, sys, urllib.request as u\n"
+        "request = u.Request(os.environ['KUSTOMER_BASE_URL'] + '/v1/messages')\n"
+        "request.add_header('Authorization', 'Bearer ' + os.environ['KUSTOMER_API_KEY'])\n"
+        "sys.exit(10 + len(json.load(u.urlopen(request))['data']))"
+    )
+    run = run_mock("--", sys.executable, "-c", script)
+    assert (run.returncode, run.stderr) == (14, "")
+    assert run_mock("--", "no-such-command").returncode == 127
+    killed = run_mock("--", sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
+    assert killed.returncode == 128 + 9
+
+
+def test_a_configuration_for_the_connector_can_be_written(tmp_path):
+    file = tmp_path / "configuration.json"
+    run = run_mock("--configuration", str(file), "--", sys.executable, "-c", "")
+    assert run.returncode == 0
+    configuration = json.loads(file.read_text())
+    assert configuration["base_url"].startswith("http://127.0.0.1:")
+
+
+def test_faults_and_behaviour_can_be_ordered_from_the_command_line():
+    script = (
+        "import os, urllib.request as u, urllib.error\n"
+        "def status(path):\n"
+        "    request = u.Request(os.environ['KUSTOMER_BASE_URL'] + path)\n"
+        "    request.add_header('Authorization', 'Bearer k')\n"
+        "    try: return u.urlopen(request).status\n"
+        "    except urllib.error.HTTPError as error: return error.code\n"
+        "print([status('/v1/' + p) for p in ('brands', 'brands', 'companies', 'messages?pageSize=101')])"
+    )
+    orders = ["--api-key", "k", "--fault", "503:times=1,path=/brands", "--large-pages", "refuse"]
+    orders += ["--without-role", "org.permission.company.read", "--missing-role-status", "401"]
+    run = run_mock(*orders, "--", sys.executable, "-c", script)
+    assert run.stdout.strip() == "[503, 200, 401, 400]", run.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--fault", "earthquake"], ["--fault", "503:colour=red"], ["--ignore", "all"]]
+)
+def test_a_wrong_order_is_an_error_and_no_traceback(wrong):
+    run = run_mock(*wrong)
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+
+
+def test_a_taken_port_on_the_command_line_is_an_error_and_no_traceback():
+    with MockKustomer() as server:
+        port = server.url.rpartition(":")[2]
+        run = run_mock("--port", port)
+    assert run.returncode == 1
+    assert (
+        run.stderr.strip()
+        == f"Port {port} of 127.0.0.1 is in use; choose another, or 0 for any free one."
+    )
+
+
+def test_alone_it_says_where_it_is_and_what_it_holds_and_stops_at_ctrl_c():
+    command = [sys.executable, "-m", "mock_server", "--customers", "3", "--companies", "2"]
+    command += ["--brands", "1", "--messages", "4"]
+    with subprocess.Popen(
+        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        line = process.stdout.readline()
+        url, key, held = re.match(
+            r"Kustomer mock at (\S+) with API key (\S+): (.*)\.$", line
+        ).groups()
+        assert held == "3 customers, 2 companies, 1 brands, 4 messages"
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = requests.get(url + "/v1/messages", headers=headers, timeout=10)
+        assert len(answer.json()["data"]) == 4
+        assert process.stdout.readline() == "Ctrl-C stops it.\n"
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=30)
+    assert (process.returncode, rest.strip(), errors) == (0, "Stopped.", "")
+
+
+def test_behaviour_has_the_documented_limits_by_default():
+    rules = Behaviour()
+    assert (rules.org_limit, rules.search_limit, rules.window_seconds) == (1000, 100, 60.0)
