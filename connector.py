@@ -696,28 +696,36 @@ def __send(client: Client, path: str, params: Optional[dict], body: Optional[dic
     client.requests_sent += 1
     outcome, rows = "no answer", 0
     try:
-        response = client.session.request(
-            method,
-            settings.base_url + path,
-            params=params,
-            json=body,
-            timeout=settings.request_timeout_seconds,
-            allow_redirects=False,
-        )
+        response = __exchange(client, method, path, params, body)
         left = response.headers.get("x-ratelimit-remaining", "unknown")
         outcome = f"status {response.status_code}, budget left {left:.20}"
         payload = __read_answer(response, method, path, settings.api_key)
         rows = len(payload["data"]) if isinstance(payload.get("data"), list) else 0
         return payload
-    except requests.RequestException as error:
-        # The exception holds the request, and so the key: only its kind is passed on.
-        raise TransientError(f"no complete answer ({type(error).__name__})") from None
     finally:
         if settings.enable_debug_logging:
             page = (params or {}).get("page", 1)
             spent = (time.perf_counter() - started) * 1000
             line = f"{method} {path} page {page}: {outcome}, {rows} rows, {spent:.0f} ms"
             __log(log.info, line)
+
+
+def __exchange(
+    client: Client, method: str, path: str, params: Optional[dict], body: Optional[dict]
+) -> requests.Response:
+    try:
+        return client.session.request(
+            method,
+            client.settings.base_url + path,
+            params=params,
+            json=body,
+            timeout=client.settings.request_timeout_seconds,
+            allow_redirects=False,
+        )
+    except requests.RequestException as error:
+        cause = type(error).__name__
+    # Raised out here, away from an exception that holds the request, and so the key.
+    raise TransientError(f"no complete answer ({cause})")
 
 
 def __read_answer(response: requests.Response, method: str, path: str, api_key: str) -> dict:
@@ -1098,7 +1106,7 @@ def __walk(client: Client, table: Table, start: datetime, end: datetime):
 
     Returns whether records past `end` were met.
     """
-    cursor, comparison, delivered = start, "gte", set()
+    cursor, comparison, delivered, total = start, "gte", set(), None
     while True:
         answer, moments = __search(client, table, [(comparison, cursor)], page=1)
         more = answer.more or (answer.total or 0) > len(moments)
@@ -1112,7 +1120,8 @@ def __walk(client: Client, table: Table, start: datetime, end: datetime):
             cursor, delivered = moments[inside - 1], set()
         last_moment = bisect_left(moments, cursor, hi=inside)
         delivered.update(map(__record_id, answer.records[last_moment:inside]))
-        yield Page(fresh, min(cursor, end), answer.total)
+        total = answer.total if total is None else total
+        yield Page(fresh, min(cursor, end), total)
         if not more or inside < len(moments):
             return inside < len(moments)
         comparison = "gte"

@@ -105,8 +105,8 @@ class Store:
         self._pending: List[Tuple[float, str, str]] = []
 
     def records(self, table: str) -> Dict[str, dict]:
-        """Return a copy of a table's records by id."""
-        return copy.deepcopy(self._records[table])
+        """Return a table's records by id, to be read only: a change replaces a record."""
+        return dict(self._records[table])
 
     def count(self, table: str) -> int:
         return len(self._records[table])

@@ -1,18 +1,20 @@
 """Runs the `fivetran` command as tests and the demo need it: with nothing asked of the internet."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Dict, Iterator, Optional
 
 
-def run_fivetran(*arguments: str, environment: Optional[Dict[str, str]] = None):
-    """Run the `fivetran` command of this Python's environment to its end.
-
-    Returns the CompletedProcess, with what it printed as text in `stdout`.
-    """
+@contextlib.contextmanager
+def fivetran_process(
+    *arguments: str, environment: Optional[Dict[str, str]] = None
+) -> Iterator[subprocess.Popen]:
+    """Yield a running `fivetran` command of this Python's environment, in a process group of its
+    own; what it prints comes as text from `stdout`."""
     commands = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as folder:
         # The SDK looks for missing dependencies with this command, which asks a website. That is
@@ -21,7 +23,7 @@ def run_fivetran(*arguments: str, environment: Optional[Dict[str, str]] = None):
         scan.write_text("#!/bin/sh\nexit 0\n")
         scan.chmod(0o755)
         search_path = os.pathsep.join([folder, str(commands), os.environ.get("PATH", "")])
-        return subprocess.run(
+        with subprocess.Popen(
             [str(commands / "fivetran"), *arguments],
             env={**os.environ, "PATH": search_path, "DO_NOT_TRACK": "1", **(environment or {})},
             stdout=subprocess.PIPE,
@@ -29,5 +31,15 @@ def run_fivetran(*arguments: str, environment: Optional[Dict[str, str]] = None):
             stdin=subprocess.DEVNULL,
             text=True,
             encoding="utf-8",
-            check=False,
-        )
+            start_new_session=True,
+        ) as process:
+            yield process
+
+
+def run_fivetran(
+    *arguments: str, environment: Optional[Dict[str, str]] = None
+) -> subprocess.CompletedProcess:
+    """Run the `fivetran` command to its end, and return what it printed and its exit code."""
+    with fivetran_process(*arguments, environment=environment) as process:
+        output, _ = process.communicate()
+    return subprocess.CompletedProcess(arguments, process.returncode, output)

@@ -93,7 +93,7 @@ def mock(records=None, **behaviour) -> MockKustomer:
     """Return a mock without rate limits (unless given), with a ceiling for its requests."""
     limits = {"org_limit": 10**6, "search_limit": 10**6}
     rules = Behaviour(**{**limits, **behaviour})
-    return MockKustomer(copy.deepcopy(records), rules, compress=False, ceiling=REQUEST_CEILING)
+    return MockKustomer(records, rules, compress=False, ceiling=REQUEST_CEILING)
 
 
 def sync(server: MockKustomer, destination: Destination, **settings: str) -> None:

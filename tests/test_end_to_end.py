@@ -1,67 +1,18 @@
 """The connector under the real SDK, into a real DuckDB file."""
 
-import json
-import shutil
-from datetime import datetime, timezone
-from pathlib import Path
-
-import duckdb
 import pytest
 
 import connector
 from mock_server import make_records
-from mock_server.fivetran import run_fivetran
 from tests.expected import expected_row, source_rows
+from tests.project import Project
 from tests.support import COLUMNS, TABLES, mock
 
-PROJECT = Path(__file__).resolve().parent.parent
 _DUCKDB_TYPES = {
     "STRING": "VARCHAR",
     "BOOLEAN": "BOOLEAN",
     "UTC_DATETIME": "TIMESTAMP WITH TIME ZONE",
 }
-
-
-class Project:
-    """A folder with the connector alone, and the runs of `fivetran debug` in it."""
-
-    def __init__(self, folder: Path, server):
-        self.folder, self.warehouse = folder, folder / "files" / "warehouse.db"
-        shutil.copy(PROJECT / "connector.py", folder)
-        self.configuration = folder / "configuration.json"
-        self.configuration.write_text(json.dumps(server.configuration()))
-
-    def debug(self) -> str:
-        """Run a sync that has to succeed, and return what it printed."""
-        home = {"HOME": str(self.folder)}
-        run = run_fivetran(
-            "debug", str(self.folder), "--configuration", str(self.configuration), environment=home
-        )
-        assert run.returncode == 0, run.stdout
-        return run.stdout
-
-    def query(self, sql: str) -> list:
-        with duckdb.connect(str(self.warehouse), read_only=True) as database:
-            return database.execute(sql).fetchall()
-
-    def rows(self, table: str) -> dict:
-        """Return the live rows of a table by id, with times as Kustomer writes them."""
-        columns = COLUMNS[table]
-        picked = ", ".join(
-            f"epoch_ms({name})" if kind == "UTC_DATETIME" else name
-            for name, kind in columns.items()
-        )
-        found = self.query(f"select {picked} from tester.{table} where not _fivetran_deleted")
-        rows = (dict(zip(columns, values)) for values in found)
-        return {row["id"]: _with_times(table, row) for row in rows}
-
-
-def _with_times(table: str, row: dict) -> dict:
-    for name, kind in COLUMNS[table].items():
-        if kind == "UTC_DATETIME" and row[name] is not None:
-            moment = datetime.fromtimestamp(row[name] / 1000, timezone.utc)
-            row[name] = moment.isoformat(timespec="milliseconds")[:-6] + "Z"
-    return row
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,157 @@
+"""A sync that is stopped at any point, and goes on from what was saved."""
+
+import copy
+import os
+import signal
+
+import pytest
+
+import connector
+from mock_server import Fault, make_records
+from mock_server.fivetran import fivetran_process
+from tests.expected import assert_mirrors, source_rows
+from tests.project import Project
+from tests.support import TABLES, Destination, mock, sync
+
+RECORDS = make_records(customers=200, companies=65, brands=3, messages=260, same_moment=60)
+PAGE = {"max_records_per_page": "20", "retry_attempts": "0"}
+
+
+@pytest.fixture(autouse=True)
+def checkpoints_are_frequent(monkeypatch):
+    monkeypatch.setattr(connector, "__CHECKPOINT_EVERY_ROWS", 40)
+
+
+class Auditor(Destination):
+    """A destination that holds every saved state against what is safe, and against the last."""
+
+    def __init__(self, server):
+        super().__init__()
+        self.server = server
+
+    def checkpoint(self, state: dict) -> None:
+        before = self.state.get("last_sync_time", {})
+        super().checkpoint(state)
+        for table, cursor in self.state["last_sync_time"].items():
+            assert cursor >= before.get(table, ""), f"{table} moved backwards"
+            for row_id, row in source_rows(self.server, table).items():
+                if row["updated_at"] < cursor:
+                    assert self.rows[table].get(row_id) == row, f"{table} claims {row_id}"
+
+
+def change_some(server) -> None:
+    store = server.store
+    for table in ("customers", "companies", "messages"):
+        first, second, *_ = store.listed(table)
+        store.change(table, first, name="Changed", status="changed")
+        if table == "customers":
+            store.delete(table, second)
+    for record in make_records(customers=25, messages=25, seed=4)["messages"].values():
+        store.put("messages", record)
+        store.change("messages", record["id"])
+
+
+def crash_at(number: int, auditor: Auditor, server) -> bool:
+    """Run a sync that loses its connection for good at a request; return whether it got there."""
+    server.order(Fault("reset", after=len(server.requests) + number - 1))
+    try:
+        sync(server, auditor, **PAGE)
+    except connector.KustomerError as error:
+        assert "no complete answer" in str(error)
+        return True
+    finally:
+        server.clear_faults()
+    return False
+
+
+def requests_of_both_syncs() -> tuple:
+    with mock(RECORDS) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connector, "op", Destination())
+        sync(server, connector.op, **PAGE)
+        first = len(server.requests)
+        change_some(server)
+        sync(server, connector.op, **PAGE)
+        return first, len(server.requests) - first
+
+
+def test_a_first_sync_stopped_at_any_request_goes_on_without_loss(monkeypatch):
+    number, reached = 0, True
+    while reached:
+        number += 1
+        with mock(RECORDS) as server:
+            auditor = Auditor(server)
+            monkeypatch.setattr(connector, "op", auditor)
+            reached = crash_at(number, auditor, server)
+            sync(server, auditor, **PAGE)
+            assert_mirrors(auditor, server)
+    assert 35 < number < 60
+
+
+def test_an_incremental_sync_stopped_at_any_request_goes_on_without_loss(monkeypatch):
+    with mock(RECORDS) as server:
+        auditor = Auditor(server)
+        monkeypatch.setattr(connector, "op", auditor)
+        sync(server, auditor, **PAGE)
+        after_first = copy.deepcopy((auditor.rows, auditor.deleted, auditor.state))
+        change_some(server)
+        number, reached = 0, True
+        while reached:
+            number += 1
+            auditor.rows, auditor.deleted, auditor.state = copy.deepcopy(after_first)
+            reached = crash_at(number, auditor, server)
+            sync(server, auditor, **PAGE)
+            assert_mirrors(auditor, server)
+    assert 8 < number < 20
+
+
+def test_a_sync_stopped_again_and_again_ends_without_loss(monkeypatch):
+    with mock(RECORDS) as server:
+        auditor = Auditor(server)
+        monkeypatch.setattr(connector, "op", auditor)
+        syncs = 0
+        # Each sync gets as far as twenty requests; the saved cursors bring it through.
+        while crash_at(21, auditor, server):
+            syncs += 1
+            assert syncs < 30
+        assert syncs > 1
+        assert_mirrors(auditor, server)
+
+
+def test_a_destination_that_fails_at_any_row_loses_none(monkeypatch):
+    for number in range(0, 530, 40):
+        with mock(RECORDS) as server:
+            auditor = Auditor(server)
+            monkeypatch.setattr(connector, "op", auditor)
+            upsert, taken = auditor.upsert, []
+
+            def fail_at(table, row, upsert=upsert, taken=taken, number=number):
+                taken.append(row)
+                if len(taken) == number:
+                    raise RuntimeError("disk full")
+                upsert(table, row)
+
+            auditor.upsert = fail_at
+            with pytest.raises(RuntimeError) if number else pytest.MonkeyPatch.context():
+                sync(server, auditor, **PAGE)
+            sync(server, auditor, **PAGE)
+            assert_mirrors(auditor, server)
+
+
+def test_fivetran_debug_killed_at_five_points_goes_on_without_loss(tmp_path):
+    records = make_records(customers=1500, companies=150, brands=3, messages=9000)
+    with mock(records) as server:
+        project = Project(tmp_path, server)
+        for number in (2, 6, 9, 14, 21):
+            with fivetran_process(*project.command, environment=project.environment) as process:
+
+                def kill(request, process=process, last=len(server.requests) + number):
+                    if len(server.requests) >= last:
+                        os.killpg(process.pid, signal.SIGKILL)
+
+                server.before_answer = kill
+                output, _ = process.communicate()
+            server.before_answer = None
+            assert process.returncode == -signal.SIGKILL, output
+        project.debug()
+        for table in TABLES:
+            assert project.rows(table) == source_rows(server, table)

@@ -1,0 +1,138 @@
+"""Records change, appear and vanish between any two requests of a sync."""
+
+from datetime import datetime, timedelta, timezone
+from unittest import mock as patching
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import connector
+from mock_server import make_records
+from mock_server.api import ROLES, SEARCH_ROLE
+from mock_server.records import time_text
+from tests.expected import source_rows
+from tests.support import Destination, mock, sync
+
+NUMBER = 130
+SPARE = make_records(customers=200, companies=200, messages=200, seed=3)
+TABLES = ("customers", "companies", "messages")
+MOVES = ("change", "change", "add", "delete", "erase")
+
+
+def records_with_ties(ties: list) -> dict:
+    """Return records whose times are a few moments, as often as `ties` says."""
+    records = make_records(NUMBER, NUMBER, 3, NUMBER, same_moment=0)
+    start = datetime.now(timezone.utc) - timedelta(days=20)
+    for table in TABLES:
+        for place, record in enumerate(records[table].values()):
+            record["attributes"]["updatedAt"] = time_text(
+                start + timedelta(milliseconds=ties[place % len(ties)])
+            )
+    return records
+
+
+def move(store, kind: str, table: str, place: int) -> None:
+    """Make one move, at a place of the table's list or of its search order."""
+    if kind == "add":
+        record = list(SPARE[table].values())[place % len(SPARE[table])]
+        store.put(table, record)
+        store.change(table, record["id"])
+        return
+    ids = store.listed(table) if place % 2 else [record_id for _, record_id in store.keys(table)]
+    record_id = ids[place % len(ids)]
+    if kind == "change":
+        store.change(table, record_id, name=f"Changed {place}")
+    elif kind == "delete":
+        store.delete(table, record_id)
+    else:
+        store.erase(table, record_id)
+
+
+def assert_equal_but_for_what_left_no_trace(destination: Destination, server) -> None:
+    for table in TABLES:
+        live, source = destination.live(table), source_rows(server, table)
+        for row_id, row in source.items():
+            assert live.get(row_id) == row, (table, row_id)
+        # A list does not show what was deleted, and nothing shows what was erased.
+        known = server.store.records(table)
+        for row_id in live.keys() - source.keys():
+            assert row_id not in known or table == "companies" or not searchable(server)
+
+
+def searchable(server) -> bool:
+    return SEARCH_ROLE in server.behaviour.roles
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    ties=st.lists(st.integers(0, 40), min_size=1, max_size=30),
+    size=st.sampled_from(["20", "25", "100"]),
+    moves=st.lists(
+        st.tuples(
+            st.integers(1, 40),
+            st.sampled_from(MOVES),
+            st.sampled_from(TABLES),
+            st.integers(0, 200),
+        ),
+        max_size=25,
+    ),
+    with_search=st.booleans(),
+)
+def test_whatever_moves_every_record_arrives_as_the_source_has_it(ties, size, moves, with_search):
+    roles = ROLES if with_search else ROLES - {SEARCH_ROLE}
+    destination = Destination()
+    with mock(records_with_ties(ties), roles=roles) as server:
+
+        def move_before(request):
+            for at, kind, table, place in moves:
+                if at == len(server.requests):
+                    move(server.store, kind, table, place)
+
+        server.before_answer = move_before
+        with patching.patch.object(connector, "op", destination):
+            sync(server, destination, max_records_per_page=size)
+            server.before_answer = None
+            sync(server, destination, max_records_per_page=size)
+        assert_equal_but_for_what_left_no_trace(destination, server)
+
+
+@pytest.mark.parametrize("size", ["20", "100"])
+def test_a_record_that_moves_past_the_end_while_its_page_is_read_arrives_with_the_next_sync(
+    size, destination
+):
+    with mock(records_with_ties(list(range(30)))) as server:
+
+        def move_what_is_read(request):
+            if request.method == "POST" and len(moved) < 40:
+                _, record_id = server.store.keys("messages")[len(moved)]
+                moved.append(record_id)
+                server.store.change("messages", record_id, status="moved")
+
+        moved: list = []
+        server.before_answer = move_what_is_read
+        sync(server, destination, max_records_per_page=size)
+        server.before_answer = None
+        sync(server, destination, max_records_per_page=size)
+        assert moved
+        assert_equal_but_for_what_left_no_trace(destination, server)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_deletion_at_each_page_boundary_of_a_list_hides_no_record(table, destination):
+    roles = ROLES - {SEARCH_ROLE}
+    with mock(records_with_ties([0, 1, 2]), roles=roles) as server:
+
+        def erase_at_the_boundary(request):
+            asked = (request.params.get("page"), request.params.get("pageSize"))
+            if request.path == f"/v1/{table}" and asked not in met:
+                met.add(asked)
+                boundary = (int(asked[0]) - 1) * int(asked[1])
+                server.store.erase(table, server.store.listed(table)[boundary])
+
+        met: set = set()
+        server.before_answer = erase_at_the_boundary
+        sync(server, destination, max_records_per_page="20")
+        server.before_answer = None
+        sync(server, destination, max_records_per_page="20")
+        assert_equal_but_for_what_left_no_trace(destination, server)
