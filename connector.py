@@ -942,8 +942,9 @@ def __list_pages(client: Client, table: Table, start: Optional[datetime]) -> Ite
     while True:
         number, size = __joining_page(reached, limit)
         answer = __fetch_list_page(client, table, {"page": number, "pageSize": size})
-        if answer.size and answer.size < size:
-            limit = size = answer.size
+        if answer.size is not None and len(answer.records) <= answer.size < size:
+            # The server gives no larger pages. One record a page would join no other.
+            limit = size = max(answer.size, 2)
         marks = list(map(__mark, answer.records))
         joins = number == 1 or not before.isdisjoint(marks)
         fresh = [record for record, mark in zip(answer.records, marks) if mark not in before]
@@ -966,7 +967,8 @@ def __list_pages(client: Client, table: Table, start: Optional[datetime]) -> Ite
         yield Page(__changed_since(fresh, start), total=answer.total, notice=notice)
         if not more:
             return
-        reached, before = (number - 1) * size + len(marks), set(marks)
+        before = set(marks)
+        reached = (number - 1) * size + min(len(before), size)
         if news and reached > furthest:
             furthest, barren = reached, 0
 
@@ -1094,7 +1096,9 @@ def __search_pages(client: Client, table: Table, start: datetime, end: datetime)
     if later_changes:
         # The next sync reads what changed after `end`. A record dated ahead of the clock would
         # stay past the end of every sync, and sorts behind all those changes.
-        yield from __walk(client, table, end + __OVERLAP, datetime.max.replace(tzinfo=end.tzinfo))
+        latest = datetime.max.replace(tzinfo=timezone.utc)
+        for page in __walk(client, table, end + __OVERLAP, latest):
+            yield page._replace(safe_until=None)
 
 
 def __walk(client: Client, table: Table, start: datetime, end: datetime):
@@ -1121,7 +1125,7 @@ def __walk(client: Client, table: Table, start: datetime, end: datetime):
         last_moment = bisect_left(moments, cursor, hi=inside)
         delivered.update(map(__record_id, answer.records[last_moment:inside]))
         total = answer.total if total is None else total
-        yield Page(fresh, min(cursor, end), total)
+        yield Page(fresh, cursor, total)
         if not more or inside < len(moments):
             return inside < len(moments)
         comparison = "gte"

@@ -1,0 +1,77 @@
+"""Whole syncs over a network that fails."""
+
+import dataclasses
+
+import pytest
+
+import connector
+from mock_server import Fault, make_records
+from mock_server.faults import KINDS
+from tests.expected import assert_mirrors
+from tests.support import mock, sync
+
+RECORDS = make_records(customers=400, companies=100, brands=3, messages=900, same_moment=100)
+BREAKING = [kind for kind in KINDS if kind != "latency"]
+
+
+@pytest.fixture
+def short_timeouts(monkeypatch):
+    """Let a timeout of whole seconds pass in a moment."""
+    parse = connector.parse_configuration
+
+    def parse_impatiently(configuration):
+        return dataclasses.replace(parse(configuration), request_timeout_seconds=0.2)
+
+    monkeypatch.setattr(connector, "parse_configuration", parse_impatiently)
+
+
+def test_a_sync_comes_through_when_one_in_twenty_answers_is_any_fault(destination, short_timeouts):
+    with mock(RECORDS) as server:
+        for kind in BREAKING:
+            server.order(Fault(kind, rate=0.05, seconds=60))
+        sync(server, destination, max_records_per_page="20", retry_attempts="10")
+        assert_mirrors(destination, server)
+        met = {exchange.outcome for exchange in server.exchanges}
+    assert met >= set(BREAKING)
+
+
+@pytest.mark.parametrize("kind", BREAKING)
+def test_a_fault_that_stays_ends_the_sync_with_its_cause_and_the_state_it_had(
+    kind, destination, short_timeouts, waits
+):
+    causes = {
+        "429": "was answered 429",
+        "timeout": "ReadTimeout",
+        "reset": "ConnectionError",
+        "truncated": "not JSON",
+        "html": "not JSON",
+        "timed_out": "meta.timed_out",
+    }
+    with mock(RECORDS) as server:
+        server.order(Fault(kind, seconds=60, after=5, path="/v1/messages"))
+        server.order(Fault(kind, seconds=60, after=5, path="/v1/customers/search"))
+        with pytest.raises(connector.KustomerError) as error:
+            sync(server, destination, retry_attempts="2")
+        sent = [exchange for exchange in server.exchanges if exchange.outcome == kind]
+        server.clear_faults()
+        sync(server, destination)
+        assert_mirrors(destination, server)
+    assert "POST /v1/customers/search" in str(error.value)
+    assert causes.get(kind, f"status {kind}") in str(error.value)
+    assert len(sent) == 3 or kind == "429"
+    assert all(0 <= wait <= 120 for wait in waits)
+
+
+def test_a_sync_uses_its_rate_limit_window_by_window(destination, monkeypatch):
+    clock = [connector.time.time()]
+    monkeypatch.setattr(connector.time, "time", lambda: clock[0])
+    monkeypatch.setattr(
+        connector.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds)
+    )
+    with mock(RECORDS, search_limit=10, window_seconds=60.0) as server:
+        sync(server, destination, max_records_per_page="20")
+        assert_mirrors(destination, server)
+        refused = [exchange for exchange in server.exchanges if exchange.outcome == "429"]
+        searches = [r for r in server.requests if r.method == "POST"]
+    # A refusal for each window that was filled, and no request while one is waited out.
+    assert len(refused) == (len(searches) - len(refused) - 1) // 10

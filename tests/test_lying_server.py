@@ -1,0 +1,270 @@
+"""Answers that no documentation promises: each ends in right rows or in a clear error."""
+
+import copy
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+import connector
+from mock_server import Fault, make_records, server as http
+from mock_server.api import Answer
+from tests.expected import assert_mirrors
+from tests.support import mock, sync
+
+RECORDS = make_records(customers=60, companies=30, brands=3, messages=90, same_moment=0)
+
+
+def rewriting(change, of_search: bool = True, of_lists: bool = True):
+    """Return a rewrite that hands each page of records to `change`, which returns a payload."""
+
+    def rewrite(request, answer):
+        applies = of_search if request.method == "POST" else of_lists
+        if answer.status != 200 or request.path.endswith("current") or not applies:
+            return answer
+        return Answer(200, change(copy.deepcopy(answer.payload)), answer.headers)
+
+    return rewrite
+
+
+def with_data(data):
+    return lambda payload: {**payload, "data": data}
+
+
+def each_record(change):
+    def change_all(payload):
+        payload["data"] = [change(record) for record in payload["data"]]
+        return payload
+
+    return change_all
+
+
+WRONG_SHAPES = [
+    with_data(None),
+    with_data({"id": "1"}),
+    with_data("text"),
+    lambda payload: {},
+    lambda payload: {"errors": [{"title": "odd"}]},
+]
+
+
+@pytest.mark.parametrize("change", WRONG_SHAPES)
+def test_data_that_is_no_list_is_an_error_that_names_the_path(change, destination):
+    with mock(RECORDS) as server:
+        server.rewrite = rewriting(change)
+        with pytest.raises(connector.MalformedError, match="^/v1/customers answered page 1"):
+            sync(server, destination)
+    assert not destination.rows["customers"]
+
+
+@pytest.mark.parametrize("change", WRONG_SHAPES)
+def test_a_search_whose_data_is_no_list_is_replaced_by_the_list(change, destination):
+    with mock(RECORDS) as server:
+        server.rewrite = rewriting(change, of_lists=False)
+        sync(server, destination)
+        assert_mirrors(destination, server)
+    assert [w.split(":")[0] for w in destination.warnings] == ["customers", "messages"]
+
+
+@pytest.mark.parametrize("payload", [None, [], "text", 5])
+def test_json_that_is_no_object_is_retried_and_then_an_error(payload, destination, waits):
+    with mock(RECORDS) as server:
+        server.rewrite = lambda request, answer: answer._replace(payload=payload)
+        with pytest.raises(connector.KustomerError, match="JSON that is not an object"):
+            sync(server, destination)
+    assert len(waits) == 3
+
+
+@pytest.mark.parametrize("odd", [None, 5, "text", [], {}, {"attributes": {}}, {"id": None}])
+def test_an_entry_that_is_no_record_is_skipped_and_the_others_arrive(odd, destination):
+    def add_odd(payload):
+        payload["data"].insert(1, odd)
+        return payload
+
+    with mock(RECORDS) as server:
+        server.rewrite = rewriting(add_odd)
+        sync(server, destination)
+        assert_mirrors(destination, server)
+    assert "brands: 1 records without an id were skipped." in destination.warnings
+
+
+def test_numeric_ids_become_text(destination):
+    numbers = {record_id: 1000 + n for n, record_id in enumerate(RECORDS["customers"])}
+
+    def renumber(payload):
+        for record in payload["data"]:
+            record["id"] = numbers.get(record["id"], record["id"])
+        return payload
+
+    with mock(RECORDS) as server:
+        server.rewrite = rewriting(renumber)
+        sync(server, destination)
+    assert destination.rows["customers"].keys() == set(map(str, numbers.values()))
+
+
+@pytest.mark.parametrize("broken", ["", "yesterday", None, 5, {}, "2026-13-01T00:00:00.000Z"])
+@pytest.mark.parametrize("share", [1, 7])
+def test_an_updated_at_that_cannot_be_read_costs_no_record(broken, share, destination):
+    def break_some(record):
+        if int(record["id"][:8], 16) % share == 0:
+            record["attributes"]["updatedAt"] = broken
+        return record
+
+    with mock(RECORDS) as server:
+        server.rewrite = rewriting(each_record(break_some))
+        sync(server, destination)
+        for table in destination.rows:
+            assert destination.live(table).keys() == set(server.store.listed(table))
+    row = next(iter(row for row in destination.rows["brands"].values()))
+    assert share > 1 or row["updated_at"] is None
+
+
+def test_records_without_updated_at_arrive(destination):
+    def drop(record):
+        del record["attributes"]["updatedAt"]
+        return record
+
+    with mock(RECORDS) as server:
+        server.rewrite = rewriting(each_record(drop))
+        sync(server, destination)
+        for table in destination.rows:
+            assert destination.live(table).keys() == set(server.store.listed(table))
+    assert "without a readable updatedAt" in destination.warnings[0]
+
+
+def test_attributes_that_are_null_cost_no_record(destination):
+    def empty(record):
+        return {**record, "attributes": None}
+
+    with mock(RECORDS) as server:
+        server.rewrite = rewriting(each_record(empty))
+        sync(server, destination)
+        for table in destination.rows:
+            assert destination.live(table).keys() == set(server.store.listed(table))
+
+
+def test_flat_records_arrive_as_those_with_attributes_do(destination):
+    def flatten(record):
+        return {**record.pop("attributes"), **record}
+
+    with mock(RECORDS) as server:
+        server.rewrite = rewriting(each_record(flatten))
+        sync(server, destination)
+        assert_mirrors(destination, server)
+    assert not destination.warnings
+
+
+def test_duplicates_in_a_page_do_no_harm(destination):
+    def double(payload):
+        payload["data"] = [record for record in payload["data"] for _ in range(2)]
+        return payload
+
+    with mock(RECORDS) as server:
+        server.rewrite = rewriting(double)
+        sync(server, destination, max_records_per_page="20")
+        assert_mirrors(destination, server)
+
+
+def test_the_later_of_two_versions_in_a_page_decides_on_deletion(destination):
+    record_id = next(iter(RECORDS["customers"]))
+
+    def dead_then_alive(payload):
+        for record in list(payload["data"]):
+            if record["id"] == record_id:
+                dead = copy.deepcopy(record)
+                dead["attributes"]["deleted"] = True
+                payload["data"].insert(payload["data"].index(record), dead)
+                break
+        return payload
+
+    with mock(RECORDS) as server:
+        server.rewrite = rewriting(dead_then_alive)
+        sync(server, destination)
+    assert record_id not in destination.deleted["customers"]
+
+
+@pytest.mark.parametrize("path", ["/v1/customers", "/v1/companies", "/v1/brands", "/v1/messages"])
+def test_a_next_link_that_never_ends_on_the_same_page_ends_in_an_error(path, destination):
+    def never_end(request, answer):
+        if request.path == path:
+            answer.payload["links"]["next"] = request.path + "?page=2"
+        return answer
+
+    with mock(RECORDS) as server:
+        server.rewrite = never_end
+        with pytest.raises(connector.KustomerError, match=f"GET {path} gives nothing new"):
+            sync(server, destination, enable_incremental_sync="false")
+
+
+def test_a_search_that_never_ends_is_replaced_by_the_list(destination):
+    def never_end(payload):
+        payload["links"]["next"] = "/v1/customers/search?page=2"
+        return payload
+
+    with mock(RECORDS) as server:
+        server.rewrite = rewriting(never_end, of_lists=False)
+        sync(server, destination)
+        assert_mirrors(destination, server)
+
+
+@pytest.mark.parametrize("total", [10**9, -5, "many", None, True, 0])
+def test_a_total_that_is_wrong_costs_no_record(total, destination):
+    def miscount(payload):
+        payload["meta"]["total"] = total
+        return payload
+
+    with mock(RECORDS) as server:
+        server.rewrite = rewriting(miscount)
+        sync(server, destination, max_records_per_page="20")
+        assert_mirrors(destination, server)
+
+
+@pytest.mark.parametrize(
+    "meta", [None, [], "x", {"pageSize": 0}, {"pageSize": -1}, {"pageSize": "5"}]
+)
+def test_a_meta_that_is_wrong_costs_no_record(meta, destination):
+    with mock(RECORDS) as server:
+        server.rewrite = rewriting(lambda payload: {**payload, "meta": meta})
+        sync(server, destination, max_records_per_page="20")
+        assert_mirrors(destination, server)
+
+
+@pytest.mark.parametrize("links", [None, [], "x", {}, {"next": ""}])
+def test_links_that_are_wrong_cost_no_record(links, destination):
+    with mock(RECORDS) as server:
+        # With an empty next link the total alone says that there is more.
+        server.rewrite = rewriting(
+            lambda payload: {**payload, "links": links}, of_lists=links != {"next": ""}
+        )
+        sync(server, destination, max_records_per_page="20")
+        assert_mirrors(destination, server)
+
+
+def test_updated_at_in_the_future_is_delivered_and_saved_in_no_state(destination):
+    ahead = datetime.now(timezone.utc) + timedelta(days=365)
+    with mock(RECORDS) as server:
+        for record_id in server.store.listed("messages")[:5]:
+            server.store.change(
+                "messages", record_id, updatedAt=ahead.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+            )
+        sync(server, destination)
+        assert_mirrors(destination, server)
+    assert destination.state["last_sync_time"]["messages"] < ahead.strftime("%Y-%m-%d")
+
+
+def test_a_page_of_html_is_retried_and_then_an_error(destination, waits):
+    with mock(RECORDS) as server:
+        server.order(Fault("html"))
+        with pytest.raises(connector.KustomerError, match="GET /v1/users/current failed 4 times"):
+            sync(server, destination)
+    assert len(waits) == 3
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b"9" * 10_000, b'{"data": "\xff"}', b"", b"\x1f\x8b\x00"]
+)
+def test_bytes_that_are_no_json_are_retried_and_then_an_error(body, destination, monkeypatch):
+    with mock(RECORDS) as server:
+        monkeypatch.setattr(http, "_HTML", body)
+        server.order(Fault("html"))
+        with pytest.raises(connector.KustomerError, match="not JSON"):
+            sync(server, destination)
