@@ -22,7 +22,7 @@ def ask(server, **settings) -> dict:
 def impatient_client(server, **settings):
     """Return a client that gives up on an answer after a moment, sooner than settings allow."""
     checked = connector.parse_configuration(server.configuration(**settings))
-    return connector.open_client(dataclasses.replace(checked, request_timeout_seconds=0.2))
+    return connector.open_client(dataclasses.replace(checked, request_timeout_seconds=0.5))
 
 
 def failure_of(server, **settings) -> str:

@@ -1,0 +1,68 @@
+"""Whatever configuration and state come, update() ends in a sync or in a ValueError that helps."""
+
+from unittest import mock as patching
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import connector
+from mock_server import make_records
+from tests.support import Destination, mock
+
+RECORDS = make_records(customers=3, companies=2, brands=1, messages=3)
+NAMES = [setting.name for setting in connector.SETTINGS]
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+values = scalars | st.lists(scalars, max_size=2) | st.dictionaries(st.text(), scalars, max_size=2)
+numbers = st.integers(-5, 2000).map(str)
+words = st.sampled_from(
+    ["true", "No", "ON", "0", "<SET_ME>", "", " ", "acme", "https://evil.example"]
+)
+times = st.datetimes().map(lambda moment: moment.isoformat() + "Z")
+states = (
+    values
+    | st.fixed_dictionaries({"last_sync_time": values | times})
+    | st.fixed_dictionaries(
+        {
+            "last_sync_time": st.dictionaries(
+                st.sampled_from(["customers", "brands", "x"]), values | times
+            )
+        }
+    )
+)
+
+
+def means_another_host(changes: dict) -> bool:
+    """Return whether a sync with these changes would leave this machine."""
+    address = {"api_key": "key", "base_url": changes.get("base_url")}
+    try:
+        return "base_url" in changes and bool(connector.parse_configuration(address))
+    except ValueError:
+        return False
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    changes=st.dictionaries(
+        st.sampled_from([*NAMES, "unknown", ""]), values | numbers | words, max_size=4
+    ),
+    state=states,
+)
+def test_update_ends_in_a_sync_or_in_a_value_error_that_names_the_key(changes, state):
+    if means_another_host(changes):
+        del changes["base_url"]
+    destination = Destination()
+    with mock(RECORDS) as server, patching.patch.object(connector, "op", destination):
+        try:
+            connector.update({**server.configuration(), **changes}, state)
+        except ValueError as error:
+            named = [name for name in [*NAMES, "last_sync_time"] if name in str(error)]
+            assert named and not destination.states
+        except connector.KustomerError as error:
+            # Only another key can be well-formed and still not work.
+            assert "api_key" in changes and "api_key" in str(error)
+        else:
+            assert (
+                set(destination.state["last_sync_time"]) >= {"brands"}
+                or "sync_frequency_hours" in changes
+            )

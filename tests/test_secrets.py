@@ -1,0 +1,166 @@
+"""The key and the customers' data stay where they belong."""
+
+import traceback
+
+import pytest
+import requests
+
+import connector
+from mock_server import Fault, MockKustomer, make_records
+from mock_server.api import ROLES, Behaviour
+from tests.project import Project
+from tests.support import mock, sync
+
+KEY = "eyJhbGciOiJIUzI1NiJ9.secret-part.signature"
+RECORDS = make_records(customers=50, companies=10, brands=2, messages=60)
+
+
+def personal_data() -> list:
+    """Return what is a customer's own in the mock's records."""
+    found = []
+    for record in RECORDS["customers"].values():
+        attributes = record["attributes"]
+        found += [attributes.get("name"), *(entry["email"] for entry in attributes["emails"])]
+        found += [entry["phone"] for entry in attributes["phones"]]
+    found += [record["attributes"]["preview"] for record in RECORDS["messages"].values()]
+    return [text for text in found if text]
+
+
+def everything_in(error: BaseException) -> str:
+    """Return all that an exception and those behind it could show."""
+    texts, seen = ["".join(traceback.format_exception(error))], []
+    while error is not None and error not in seen:
+        seen.append(error)
+        texts += [repr(error), str(error), repr(error.args), repr(vars(error))]
+        request = getattr(error, "request", None)
+        texts.append(repr(getattr(request, "headers", "")))
+        error = error.__cause__ or error.__context__
+    return "\n".join(texts)
+
+
+def failing_ways() -> dict:
+    """Return ways to make a sync fail: each changes a server."""
+
+    def refuse(status):
+        def change(server):
+            server.rewrite = lambda request, answer: answer._replace(
+                status=status,
+                payload={"errors": [{"title": f"Bad token {KEY}", "code": KEY, "detail": [KEY]}]},
+            )
+
+        return change
+
+    def order(kind):
+        return lambda server: server.order(Fault(kind, seconds=0.01))
+
+    ways = {f"status {status}": refuse(status) for status in (302, 400, 401, 403, 404, 422)}
+    ways.update(
+        {kind: order(kind) for kind in ("429", "500", "502", "reset", "truncated", "html")}
+    )
+    ways["no data"] = lambda server: setattr(
+        server, "rewrite", lambda request, answer: answer._replace(payload={"data": KEY})
+    )
+    return ways
+
+
+@pytest.mark.parametrize("way", failing_ways())
+def test_no_exception_log_line_or_warning_has_the_key(way, destination, capsys):
+    with MockKustomer(RECORDS, api_key=KEY) as server:
+        failing_ways()[way](server)
+        with pytest.raises(Exception) as error:
+            sync(server, destination, enable_debug_logging="true", retry_attempts="1")
+    shown = everything_in(error.value) + capsys.readouterr().out + "".join(destination.warnings)
+    assert "secret-part" not in shown
+    assert not [text for text in personal_data() if text in shown]
+
+
+def test_a_whole_sync_logs_nothing_of_the_key_or_of_a_customer(destination, capsys):
+    with MockKustomer(RECORDS, api_key=KEY) as server:
+        sync(server, destination, enable_debug_logging="true")
+    shown = capsys.readouterr().out + "".join(destination.warnings)
+    assert "secret-part" not in shown
+    assert not [text for text in personal_data() if text in shown]
+
+
+def test_a_netrc_does_not_replace_the_key(tmp_path, monkeypatch, destination):
+    netrc = tmp_path / "netrc"
+    netrc.write_text(
+        "machine 127.0.0.1 login user password other\n"
+        "machine api.kustomerapp.com login user password other\n"
+    )
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert requests.utils.get_netrc_auth("https://api.kustomerapp.com/v1") == ("user", "other")
+    with connector.open_client(connector.parse_configuration({"api_key": KEY})) as client:
+        request = requests.Request("GET", "https://api.kustomerapp.com/v1/users/current")
+        prepared = client.session.prepare_request(request)
+    assert prepared.headers["Authorization"] == f"Bearer {KEY}"
+    with MockKustomer(RECORDS, api_key=KEY) as server:
+        sync(server, destination)
+        assert {request.headers["Authorization"] for request in server.requests} == {
+            f"Bearer {KEY}"
+        }
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_carries_no_key(status, destination):
+    with mock({}) as elsewhere, mock({}) as server:
+        server.rewrite = lambda request, answer: answer._replace(
+            status=status, headers={"Location": elsewhere.url + request.path}
+        )
+        with pytest.raises(connector.KustomerError, match=f"{status}.*redirect.*base_url"):
+            sync(server, destination)
+        assert not elsewhere.requests and len(server.requests) == 1
+
+
+def test_a_next_link_to_another_host_is_not_followed(destination):
+    records = make_records(customers=150, companies=150, messages=150)
+    with mock({}) as elsewhere, mock(records) as server:
+
+        def lead_away(request, answer):
+            if answer.payload.get("links", {}).get("next"):
+                answer.payload["links"]["next"] = elsewhere.url + "/v1/messages?page=2"
+            return answer
+
+        server.rewrite = lead_away
+        sync(server, destination, max_records_per_page="50")
+        assert not elsewhere.requests
+
+
+def test_a_proxy_of_the_environment_does_not_see_what_is_for_this_machine(
+    destination, monkeypatch
+):
+    with mock({}) as proxy, mock(RECORDS) as server:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        sync(server, destination)
+        assert not proxy.requests
+
+
+@pytest.mark.parametrize("way", ["wrong key", "missing role", "server error", "bad setting"])
+def test_what_a_failed_fivetran_debug_leaves_behind_has_no_key_and_no_customer(way, tmp_path):
+    without = {"org.permission.message.read"} if way == "missing role" else set()
+    settings = {"retry_attempts": "eleven"} if way == "bad setting" else {"retry_attempts": "0"}
+    with MockKustomer(RECORDS, Behaviour(roles=ROLES - without), api_key=KEY) as server:
+        project = Project(tmp_path, server, enable_debug_logging="true", **settings)
+        if way == "wrong key":
+            server.rewrite = lambda request, answer: answer._replace(
+                status=401, payload={"errors": [{"title": f"No token {KEY}"}]}
+            )
+        if way == "server error":
+            server.order(Fault("500", path="/v1/messages"))
+            server.order(Fault("500", after=2))
+        output = project.debug(succeeds=False)
+    assert "Error" in output
+    warehouse = project.folder / "files"
+    written = {"output": output.encode()}
+    for place in (project.folder, project.home):
+        for file in place.rglob("*"):
+            if file.is_file():
+                written[file] = file.read_bytes()
+    assert any("crash" in str(file) for file in written)
+    assert not [file for file, content in written.items() if b"secret-part" in content]
+    for file, content in written.items():
+        # The warehouse is where a customer's data belongs.
+        if file == "output" or warehouse not in file.parents:
+            assert not [text for text in personal_data() if text.encode() in content], file
