@@ -1004,7 +1004,7 @@ def __fetch_list_page(client: Client, table: Table, params: dict) -> Answer:
         if error.status not in __MISSING_ROLE_STATUSES:
             raise
         raise MissingRoleError(
-            f"{table.name}: {error} Give the API key the role {table.role} in Kustomer under "
+            f"{table.name}: {error}. Give the API key the role {table.role} in Kustomer under "
             "Settings > Security > API Keys."
         ) from None
 
