@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 from urllib.parse import urlsplit
 
@@ -515,19 +516,25 @@ def __now() -> datetime:
 
 def __parse_time(value) -> Optional[datetime]:
     """Return the moment that an ISO text names (UTC where it names no offset), or None."""
-    if not isinstance(value, str):
-        return None
+    return __read_time(value)[0] if isinstance(value, str) else None
+
+
+# A record's updatedAt is read for its order and for its row, and often equals its other times.
+@lru_cache(maxsize=4096)
+def __read_time(text: str) -> Tuple[Optional[datetime], Optional[str]]:
+    """Return the moment that an ISO text names, and how Kustomer would write it."""
     try:
-        if __KUSTOMER_TIME.fullmatch(value):
-            return datetime.fromisoformat(value[:-1] + "+00:00")
-        parts = __ANY_TIME.fullmatch(value)
+        if __KUSTOMER_TIME.fullmatch(text):
+            return datetime.fromisoformat(text[:-1] + "+00:00"), text
+        parts = __ANY_TIME.fullmatch(text)
         if not parts:
-            return None
+            return None, None
         day, clock, fraction, hours, minutes = parts.groups()
         text = f"{day}T{clock}.{(fraction or '')[:6]:0<6}{hours or '+00'}:{minutes or '00'}"
-        return datetime.fromisoformat(text).astimezone(timezone.utc)
+        moment = datetime.fromisoformat(text).astimezone(timezone.utc)
+        return moment, __format_time(moment)
     except (ValueError, OverflowError):
-        return None
+        return None, None
 
 
 def __format_time(moment: datetime) -> str:
@@ -1213,8 +1220,13 @@ def __text(value) -> Optional[str]:
         if value is None or value == [] or value == {}:
             return None
         value = __compact_json(value)
-    # Half of a surrogate pair is valid in JSON, but cannot be encoded for the destination.
-    return value if value.isascii() else __LONE_SURROGATE.sub("\ufffd", value)
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            # Half of a surrogate pair is valid in JSON, but no destination can store it.
+            return __LONE_SURROGATE.sub("\ufffd", value)
+    return value
 
 
 def __flag(value) -> Optional[bool]:
@@ -1224,19 +1236,19 @@ def __flag(value) -> Optional[bool]:
 
 
 def __time(value) -> Optional[str]:
-    moment = __parse_time(value)
-    return None if moment is None else __format_time(moment)
+    return __read_time(value)[1] if isinstance(value, str) else None
 
 
-def __first_of(entries, name: str, best: Callable[[dict], bool] = lambda entry: True):
+def __first_of(entries, name: str, best: Optional[Callable[[dict], bool]] = None):
     """Return `name` of the first entry that is best, else of the first one that has it."""
-    if not isinstance(entries, list):
-        return None
-    having = [entry for entry in entries if isinstance(entry, dict) and entry.get(name)]
-    chosen = next(filter(best, having), having[0] if having else None)
-    if chosen is not None:
-        return chosen[name]
-    return next((entry for entry in entries if entry and isinstance(entry, str)), None)
+    first = None
+    for entry in entries if isinstance(entries, list) else ():
+        value = entry.get(name) if isinstance(entry, dict) else entry
+        if value and (isinstance(entry, dict) or isinstance(entry, str)):
+            if best is None or isinstance(entry, dict) and best(entry):
+                return value
+            first = first or value
+    return first
 
 
 def __is_verified(entry: dict) -> bool:
