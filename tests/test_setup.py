@@ -1,0 +1,233 @@
+"""The setup form, its tests, the package and the deployment."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+import connector
+from mock_server import make_records
+from mock_server.api import ROLES, SEARCH_ROLE
+from mock_server.fivetran import run_fivetran
+from tests.project import PROJECT
+from tests.support import mock, sync
+
+RECORDS = make_records(customers=3, companies=2, brands=1, messages=3)
+FORM_TESTS = [
+    "The configuration is valid",
+    "Kustomer accepts the API key in this region",
+    "The API key may read all four tables",
+    "Search (optional, fewer requests)",
+]
+
+
+@pytest.fixture
+def fields(monkeypatch) -> dict:
+    """Return the arguments of each field of the form, by name and kind."""
+    made = {}
+
+    class Fields:
+        class TextField:
+            password, plain_text = "password", "text"
+
+            def __new__(cls, name, label, kind, **arguments):
+                made[name] = {"kind": kind, "label": label, **arguments}
+
+        @staticmethod
+        def ToggleField(name, label, **arguments):
+            made[name] = {"kind": "toggle", "label": label, **arguments}
+
+    class Form:
+        def add_field(self, field):
+            """The fields note themselves."""
+
+        def add_test(self, label, func):
+            """Not looked at here."""
+
+    monkeypatch.setattr(connector, "form_field", Fields)
+    monkeypatch.setattr(connector, "ConfigurationForm", Form)
+    connector.configuration_form()
+    return made
+
+
+def test_the_form_has_a_field_for_every_setting_and_requires_the_key_only(fields):
+    assert fields.keys() == {setting.name for setting in connector.SETTINGS}
+    assert [name for name, field in fields.items() if field["required"]] == ["api_key"]
+    assert [name for name, field in fields.items() if field["kind"] == "password"] == ["api_key"]
+    toggles = {name for name, field in fields.items() if field["kind"] == "toggle"}
+    assert toggles == {"enable_incremental_sync", "enable_debug_logging"}
+
+
+def test_each_field_says_what_it_does_and_what_its_default_is(fields):
+    for setting in connector.SETTINGS:
+        field = fields[setting.name]
+        assert field["label"] and field["description"].endswith(".")
+        if setting.kind == "integer":
+            shown = "When empty" if setting.default is None else f"{setting.default} by default"
+            assert shown in field["description"]
+            assert f"{setting.lowest} to {setting.highest}" in field["description"]
+        if field["kind"] != "toggle":
+            assert field["placeholder"]
+    for region in (
+        "api.kustomerapp.com",
+        "api.prod2.kustomerapp.com",
+        "api.prod4.kustomerapp.com",
+    ):
+        assert region in fields["base_url"]["description"]
+
+
+def test_what_the_form_produces_is_taken_as_it_is(tmp_path, destination):
+    shutil.copy(PROJECT / "connector.py", tmp_path)
+    with mock(RECORDS) as server:
+        answers = {"api_key": server.api_key, "base_url": server.url}
+        # The order in which the command asks; an empty line leaves a field empty.
+        lines = [answers.get(setting.name, "") for setting in connector.SETTINGS]
+        subprocess.run(
+            [os.path.join(os.path.dirname(sys.executable), "fivetran"), "configuration"]
+            + [str(tmp_path), "--disable-encryption"],
+            input="\n".join(lines) + "\n",
+            text=True,
+            capture_output=True,
+            env={**os.environ, "DO_NOT_TRACK": "1", "HOME": str(tmp_path)},
+            check=True,
+        )
+        produced = json.loads((tmp_path / "configuration.json").read_text())
+        assert produced.keys() == {setting.name for setting in connector.SETTINGS}
+        connector.update(produced, {})
+    assert len(destination.rows["messages"]) == 3
+
+
+def run_form_tests(folder, server, **settings) -> tuple:
+    """Run `fivetran configuration --test`; return its exit code and what it printed."""
+    shutil.copy(PROJECT / "connector.py", folder)
+    (folder / "configuration.json").write_text(json.dumps(server.configuration(**settings)))
+    run = run_fivetran(
+        "configuration", str(folder), "--test", environment={"HOME": str(folder / "home")}
+    )
+    return run.returncode, run.stdout
+
+
+def test_a_good_key_passes_every_setup_test(tmp_path):
+    with mock(RECORDS) as server:
+        code, output = run_form_tests(tmp_path, server)
+        assert code == 0
+        assert [label for label in FORM_TESTS if f"- {label}]: PASSED" in output] == FORM_TESTS
+        lists = [r for r in server.requests if r.method == "GET" and r.params]
+        assert len(lists) == 4 and all(r.params["pageSize"] == "1" for r in lists)
+
+
+@pytest.mark.parametrize(
+    ("label", "says", "settings", "without"),
+    [
+        (
+            FORM_TESTS[0],
+            "initial_sync_days: takes a whole number from 1 to 365",
+            {"initial_sync_days": "0"},
+            "",
+        ),
+        (FORM_TESTS[0], "api_key: is required", {"api_key": "<YOUR_KUSTOMER_API_KEY>"}, ""),
+        (FORM_TESTS[1], "invalid, expired or of another region", {"api_key": "other"}, ""),
+        (FORM_TESTS[2], "companies: GET /v1/companies was refused with 403", {}, "company"),
+        (FORM_TESTS[2], "Give the API key the role org.permission.message.read", {}, "message"),
+    ],
+)
+def test_a_bad_key_fails_the_setup_test_that_it_should_with_what_to_do(
+    label, says, settings, without, tmp_path
+):
+    with mock(RECORDS, roles=ROLES - {f"org.permission.{without}.read"}) as server:
+        code, output = run_form_tests(tmp_path, server, **settings)
+        assert code == 1
+        (line,) = [line for line in output.splitlines() if f"- {label}]" in line]
+        assert says in line and server.api_key not in output
+
+
+def test_a_key_without_the_search_role_passes_and_the_user_learns_what_to_add(tmp_path):
+    with mock(RECORDS, roles=ROLES - {SEARCH_ROLE}) as server:
+        code, output = run_form_tests(tmp_path, server)
+    assert code == 0
+    (warning,) = [line for line in output.splitlines() if "search was refused" in line]
+    assert "add the role org.permission.search.create" in warning
+    assert "every sync reads all customers and messages" in warning
+
+
+def test_every_missing_role_is_named_at_once(tmp_path):
+    bare = frozenset({SEARCH_ROLE})
+    with mock(RECORDS, roles=bare) as server:
+        _, output = run_form_tests(tmp_path, server)
+    for table in connector.TABLES:
+        assert table.role in output
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Return a function that runs make in a copy of the project, with this environment."""
+    for name in ("connector.py", "Makefile", "requirements.txt"):
+        shutil.copy(PROJECT / name, tmp_path)
+    (tmp_path / ".venv").mkdir()
+    # A .venv that is ready, and newer than what it is made from.
+    (tmp_path / ".venv" / "bin").symlink_to(os.path.dirname(sys.executable))
+    (tmp_path / ".venv" / "ready").touch()
+    (tmp_path / "helpers").mkdir()
+    scan = tmp_path / "helpers" / "pipreqs"
+    # The SDK's scan for missing dependencies asks a website, which is not what is tried here.
+    scan.write_text("#!/bin/sh\nexit 0\n")
+    scan.chmod(0o755)
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        inherited = {k: v for k, v in os.environ.items() if k != "FIVETRAN_API_KEY"}
+        path = os.pathsep.join([str(scan.parent), inherited["PATH"]])
+        return subprocess.run(
+            ["make", *arguments],
+            cwd=tmp_path,
+            env={
+                **inherited,
+                "PATH": path,
+                "DO_NOT_TRACK": "1",
+                "HOME": str(tmp_path),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_the_package_holds_the_connector_and_nothing_of_the_project_besides(make, tmp_path):
+    run = make("package")
+    assert run.returncode == 0, run.stdout + run.stderr
+    with zipfile.ZipFile(tmp_path / "build" / "connector" / "files" / "connector.zip") as package:
+        names = set(package.namelist())
+        # The second file is the SDK's own rendering of the form.
+        assert names == {"connector.py", "configuration_form.pb"}
+        assert package.read("connector.py") == (PROJECT / "connector.py").read_bytes()
+
+
+def test_deploying_without_what_it_needs_says_what_is_missing(make):
+    run = make("deploy", "DESTINATION=warehouse")
+    assert run.returncode != 0
+    assert "Missing: CONNECTION CONFIGURATION FIVETRAN_API_KEY." in run.stderr
+
+
+def test_deploying_sends_the_lean_folder_and_keeps_the_key_out_of_the_command(make, tmp_path):
+    arguments = ["DESTINATION=my warehouse", "CONNECTION=kustomer", "CONFIGURATION=c.json"]
+    run = make("deploy", *arguments, "FIVETRAN=echo", FIVETRAN_API_KEY="fivetran-secret")
+    assert run.returncode == 0, run.stderr
+    command = "deploy build/connector --destination my warehouse --connection kustomer"
+    assert run.stdout.splitlines()[-1] == f"{command} --configuration c.json"
+    assert "fivetran-secret" not in run.stdout + run.stderr
+    assert os.listdir(tmp_path / "build" / "connector") == ["connector.py"]
+
+
+def test_syncing_and_setup_tests_share_their_requests(destination):
+    with mock(RECORDS) as server:
+        connector.test_roles(server.configuration())
+        connector.test_search(server.configuration())
+        agents = {request.headers["User-Agent"] for request in server.requests}
+        sync(server, destination)
+        assert agents == {request.headers["User-Agent"] for request in server.requests}
