@@ -23,7 +23,7 @@ lint: $(READY)
 	$(BIN)/flake8
 
 bench: $(READY)
-	@$(BIN)/python -m benchmark
+	@$(BIN)/python benchmark.py
 
 package: $(READY) $(PACKAGE)/connector.py
 	$(FIVETRAN) package $(PACKAGE) --yes

@@ -6,6 +6,7 @@ table generators, sync, schema, setup form.
 
 import contextlib
 import difflib
+import gc
 import ipaddress
 import json
 import operator
@@ -56,6 +57,9 @@ __KEY_PATH = "/v1/users/current"
 # A list that gives nothing new for this many requests in a row is not going to end.
 __LIST_MAX_BARREN_PAGES = 12
 
+# Two pages of parsed records stay well below this many objects.
+__COLLECT_GARBAGE_FROM_OBJECTS = 200_000
+
 # Covers the lag of the search index and clocks that disagree.
 __OVERLAP = timedelta(minutes=10)
 __CHECKPOINT_EVERY_ROWS = 5_000
@@ -72,6 +76,7 @@ __RATE_LIMIT_JITTER_SHARE = 0.05
 __EPOCH_MILLISECONDS_FROM = 1e11
 __EPOCH_SECONDS_FROM = 1e8
 
+__READ_BYTES = 128 * 1024
 __API_MESSAGE_MAX_CHARACTERS = 300
 __SHOWN_VALUE_MAX_CHARACTERS = 60
 
@@ -703,10 +708,10 @@ def __send(client: Client, path: str, params: Optional[dict], body: Optional[dic
     client.requests_sent += 1
     outcome, rows = "no answer", 0
     try:
-        response = __exchange(client, method, path, params, body)
-        left = response.headers.get("x-ratelimit-remaining", "unknown")
-        outcome = f"status {response.status_code}, budget left {left:.20}"
-        payload = __read_answer(response, method, path, settings.api_key)
+        reply = __exchange(client, method, path, params, body)
+        left = reply.headers.get("x-ratelimit-remaining", "unknown")
+        outcome = f"status {reply.status}, budget left {left:.20}"
+        payload = __read_answer(reply, method, path, settings.api_key)
         rows = len(payload["data"]) if isinstance(payload.get("data"), list) else 0
         return payload
     finally:
@@ -717,35 +722,47 @@ def __send(client: Client, path: str, params: Optional[dict], body: Optional[dic
             __log(log.info, line)
 
 
+class Reply(NamedTuple):
+    """An answer, read to its end."""
+
+    status: int
+    headers: Any
+    body: bytes
+
+
 def __exchange(
     client: Client, method: str, path: str, params: Optional[dict], body: Optional[dict]
-) -> requests.Response:
+) -> Reply:
     try:
-        return client.session.request(
+        with client.session.request(
             method,
             client.settings.base_url + path,
             params=params,
             json=body,
             timeout=client.settings.request_timeout_seconds,
             allow_redirects=False,
-        )
+            stream=True,
+        ) as response:
+            # In larger pieces than requests itself reads, which costs a good part of parsing.
+            content = b"".join(response.iter_content(__READ_BYTES))
+            return Reply(response.status_code, response.headers, content)
     except requests.RequestException as error:
         cause = type(error).__name__
     # Raised out here, away from an exception that holds the request, and so the key.
     raise TransientError(f"no complete answer ({cause})")
 
 
-def __read_answer(response: requests.Response, method: str, path: str, api_key: str) -> dict:
-    status = response.status_code
+def __read_answer(reply: Reply, method: str, path: str, api_key: str) -> dict:
+    status = reply.status
     if status == 429:
-        raise RateLimitError(response.headers)
+        raise RateLimitError(reply.headers)
     if status == 408 or status >= 500:
         raise TransientError(f"status {status}")
     if status != 200:
-        reason = __api_message(response, api_key)
+        reason = __api_message(reply, api_key)
         raise RefusedError(f"{method} {path} was refused with {status}: {reason}", status, reason)
     try:
-        payload = json.loads(response.content)
+        payload = json.loads(reply.body)
     except (ValueError, RecursionError):
         raise TransientError("status 200 with an answer that is not JSON") from None
     if not isinstance(payload, dict):
@@ -756,13 +773,13 @@ def __read_answer(response: requests.Response, method: str, path: str, api_key: 
     return payload
 
 
-def __api_message(response: requests.Response, api_key: str) -> str:
+def __api_message(reply: Reply, api_key: str) -> str:
     """Return what the API says of a refusal: the fields that describe errors, nothing else of the
     body, and never the key."""
-    if 300 <= response.status_code < 400:
+    if 300 <= reply.status < 400:
         return "a redirect, which is never followed; check base_url"
     try:
-        errors = json.loads(response.content)["errors"]
+        errors = json.loads(reply.body)["errors"]
         words = [
             str(error[name])
             for error in errors
@@ -1181,7 +1198,9 @@ def __not_among(records: list, delivered: Set[Optional[str]]) -> list:
 # --------------------------------------------------------------------------------------------
 
 __LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-__compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+__compact_json = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":"), check_circular=False
+).encode
 
 
 def __attributes(record) -> dict:
@@ -1230,9 +1249,9 @@ def __text(value) -> Optional[str]:
 
 
 def __flag(value) -> Optional[bool]:
-    if isinstance(value, str):
-        return {"true": True, "false": False}.get(value.lower())
-    return value if isinstance(value, bool) else None
+    if value is None or isinstance(value, bool):
+        return value
+    return {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else None
 
 
 def __time(value) -> Optional[str]:
@@ -1479,33 +1498,37 @@ def __rows(
     window = get_time_range(last_sync_time, configuration)
     start, end = (__parse_time(window[name]) for name in ("start", "end"))
     for page in __read_ahead(client, __table_pages(client, table, start, end)):
-        progress = Progress(total=page.total)
-        for record in page.records:
-            row = map_record(record) if isinstance(record, dict) else {"id": None}
-            if row["id"] is None:
-                progress.skipped += 1
-                continue
-            __note_record(table, record, row, progress)
-            yield row
+        rows, progress = __page_rows(table, map_record, page)
+        yield from rows
         if page.notice:
             client.warn(page.notice)
-        if page.safe_until:
-            progress.safe_until = __format_time(page.safe_until)
         on_page(progress)
     on_page(Progress(safe_until=window["end"], done=True))
 
 
-def __note_record(table: Table, record: dict, row: Dict[str, Any], progress: Progress) -> None:
-    """Count a row, and what a reader of the log or the destination must learn of its record."""
-    progress.rows += 1
-    attributes = __attributes(record)
-    for column, name in table.times.items():
-        if row[column] is None and attributes.get(name) is not None:
-            progress.unreadable_times += 1
-    if __flag(attributes.get("deleted")):
-        progress.deleted.add(row["id"])
-    else:
-        progress.deleted.discard(row["id"])
+def __page_rows(
+    table: Table, map_record: Callable[[dict], Dict[str, Any]], page: Page
+) -> Tuple[List[Dict[str, Any]], Progress]:
+    """Return a page's rows, and the report to make once they are taken."""
+    safe_until = __format_time(page.safe_until) if page.safe_until else None
+    rows, progress = [], Progress(safe_until=safe_until, total=page.total)
+    for record in page.records:
+        if __record_id(record) is None:
+            progress.skipped += 1
+            continue
+        row, attributes = map_record(record), __attributes(record)
+        rows.append(row)
+        if not all(map(row.get, table.times)):
+            progress.unreadable_times += sum(
+                row[column] is None and attributes.get(name) is not None
+                for column, name in table.times.items()
+            )
+        if __flag(attributes.get("deleted")):
+            progress.deleted.add(row["id"])
+        else:
+            progress.deleted.discard(row["id"])
+    progress.rows = len(rows)
+    return rows, progress
 
 
 def __table_pages(client: Client, table: Table, start: datetime, end: datetime) -> Iterator[Page]:
@@ -1613,6 +1636,18 @@ def __warn_user(message: str) -> None:
     op.warning(message)
 
 
+@contextlib.contextmanager
+def __few_garbage_collections():
+    """Keep the garbage collector from walking the records of a page over and over while they are
+    parsed: they hold no cycles, and that walk takes longer than parsing them."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(__COLLECT_GARBAGE_FROM_OBJECTS, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+
+
 def __checkpoint(cursors: Dict[str, str]) -> None:
     # Makes every row before it safe, and is the state that the next sync starts with.
     op.checkpoint({"last_sync_time": dict(cursors)})
@@ -1709,7 +1744,7 @@ def update(configuration: dict, state: dict) -> None:
     due = {table.name: __next_read(table, cursors, settings) for table in TABLES}
     __log(log.info, __plan(due, cursors, settings.initial_sync_days))
     whole, missing = Counts(requests=1), []
-    with open_client(settings, __warn_user) as client:
+    with open_client(settings, __warn_user) as client, __few_garbage_collections():
         check_api_key(client)
         for table in TABLES:
             if due[table.name]:

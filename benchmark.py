@@ -1,0 +1,299 @@
+"""make bench: what a sync costs, with the mock in a process of its own and the SDK stubbed.
+
+Prints a table with a line for each figure and its goal, and ends with 1 when a goal is not met.
+"""
+
+import contextlib
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta, timezone
+from typing import Callable, Iterator, List, NamedTuple
+
+import requests
+
+import connector
+
+_RUNS = 5
+_MEGABYTE = 2**20
+_NO_LIMITS = ("--search-limit", "1000000", "--org-limit", "1000000")
+
+
+class Figure(NamedTuple):
+    """A line of the table. `met` is whether the goal is."""
+
+    name: str
+    measured: str
+    goal: str
+    met: bool
+
+
+class Destination:
+    """Stands in for the SDK's operations: counts, and takes its time for a row if told to."""
+
+    def __init__(self, seconds_a_row: float = 0.0):
+        self.rows = {table.name: 0 for table in connector.TABLES}
+        self.state: dict = {}
+        self._seconds_a_row = seconds_a_row
+
+    def upsert(self, table: str, _row: dict) -> None:
+        self.rows[table] += 1
+        if self._seconds_a_row:
+            done = time.perf_counter() + self._seconds_a_row
+            while time.perf_counter() < done:
+                pass
+
+    def checkpoint(self, state: dict) -> None:
+        self.state = state
+
+    def delete(self, _table: str, _keys: dict) -> None:
+        """Deletes are not measured."""
+
+    def truncate(self, _table: str) -> None:
+        """Nor are truncates."""
+
+    def warning(self, message: str) -> None:
+        raise AssertionError(f"a benchmark without trouble met some: {message}")
+
+
+class Sync(NamedTuple):
+    """What one sync took."""
+
+    wall: float
+    cpu: float
+    destination: Destination
+    responses: List[requests.Response]
+    connections: int
+
+    def statuses(self) -> List[int]:
+        return [response.status_code for response in self.responses]
+
+    def searches(self, context: str) -> int:
+        bodies = [response.request.body or b"" for response in self.responses]
+        return sum(json.loads(body or b"{}").get("queryContext") == context for body in bodies)
+
+
+@contextlib.contextmanager
+def mock(*options: str, **counts: int) -> Iterator[dict]:
+    """Yield the configuration for a mock that runs in another process and holds so many records
+    of each table."""
+    numbers = {"customers": 0, "companies": 0, "brands": 0, "messages": 0, **counts}
+    held = [word for table, number in numbers.items() for word in (f"--{table}", str(number))]
+    command = [sys.executable, "-m", "mock_server", "--same-moment", "0", *held, *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            words = process.stdout.readline().split()
+            yield {"base_url": words[3], "api_key": words[7].rstrip(":")}
+        finally:
+            process.terminate()
+
+
+def sync(configuration: dict, destination: Destination, keep_responses: bool = True) -> Sync:
+    """Run one sync from the destination's state and return what it took."""
+    responses: List[requests.Response] = []
+    connections: List[int] = []
+    open_client = connector.open_client
+
+    @contextlib.contextmanager
+    def open_watched(*arguments):
+        with open_client(*arguments) as client:
+            if keep_responses:
+                client.session.hooks["response"].append(
+                    lambda r, **_: responses.append(r) if r.content is not None else None
+                )
+            yield client
+            pools = client.session.get_adapter("http://").poolmanager.pools
+            connections.extend(pools[key].num_connections for key in pools.keys())
+
+    connector.op, connector.open_client = destination, open_watched
+    try:
+        wall, cpu = time.perf_counter(), time.process_time()
+        connector.update(configuration, destination.state)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    finally:
+        connector.open_client = open_client
+    return Sync(wall, cpu, destination, responses, sum(connections))
+
+
+def median(measure: Callable[[], float]) -> float:
+    return statistics.median(measure() for _ in range(_RUNS))
+
+
+def cpu_figures() -> Iterator[Figure]:
+    """CPU per record against json.loads of the same bodies, and the requests of a first load."""
+    number = 50_000
+    with mock("--no-compression", *_NO_LIMITS, customers=number, messages=number) as configuration:
+        first = sync(configuration, Destination())
+        bodies = [r.content for r in first.responses if r.request.method == "POST"]
+
+        def parse_alone() -> float:
+            started = time.process_time()
+            for body in bodies:
+                json.loads(body)
+            return time.process_time() - started
+
+        alone = median(parse_alone)
+        whole = median(lambda: sync(configuration, Destination(), keep_responses=False).cpu)
+    ratio = whole / alone
+    yield Figure("CPU of a sync / of json.loads alone", f"{ratio:.2f}", "<= 2.0", ratio <= 2.0)
+    for context in ("customer", "message"):
+        searches = first.searches(context)
+        most = number / 500 + 2
+        yield Figure(
+            f"searches for {number} {context}s", f"{searches}", f"<= {most:.0f}", searches <= most
+        )
+    yield Figure("connections of a sync", f"{first.connections}", "<= 2", first.connections <= 2)
+
+
+def overlap_figure() -> Iterator[Figure]:
+    """Wall time of a slow source and a slow destination together, against the slower alone."""
+    rows, seconds_a_row = 10_000, 100e-6
+    slow_pages = ("--fault", "latency:seconds=0.2,path=/search")
+    with mock(*slow_pages, *_NO_LIMITS, messages=rows) as configuration:
+        source_alone = median(lambda: sync(configuration, Destination()).wall)
+        together = median(lambda: sync(configuration, Destination(seconds_a_row)).wall)
+    ratio = together / max(source_alone, rows * seconds_a_row)
+    yield Figure("overlap: wall time / the slower alone", f"{ratio:.2f}", "<= 1.10", ratio <= 1.1)
+
+
+def incremental_figures() -> Iterator[Figure]:
+    """Requests and rows of an incremental sync, with nothing and with something changed."""
+    counts = {"customers": 2000, "companies": 90, "brands": 4, "messages": 4000}
+    with mock(*_NO_LIMITS, "--days", "30", **counts) as configuration:
+        destination = Destination()
+        sync(configuration, destination)
+        quiet = sync(configuration, destination_with(destination.state))
+        # The key, a search each for customers and messages, the companies' page, one for brands.
+        yield Figure(
+            "requests, nothing changed", f"{len(quiet.responses)}", "5", len(quiet.responses) == 5
+        )
+        # Seen from ten days ago, what was updated since is what changed.
+        since = datetime.now(timezone.utc) - timedelta(days=10)
+        start = since - timedelta(minutes=10)
+        states = {table: since.isoformat() for table in ("customers", "companies", "messages")}
+        later = sync(configuration, destination_with({"last_sync_time": states}))
+        changed = {t: records_since(configuration, t, start) for t in ("companies", "messages")}
+        for table, number in changed.items():
+            share = later.destination.rows[table] / number
+            name = f"rows delivered per changed record, {table}"
+            yield Figure(name, f"{share:.2f}", "1.00", share == 1.0)
+
+
+def destination_with(state: dict) -> Destination:
+    destination = Destination()
+    destination.state = state
+    return destination
+
+
+def records_since(configuration: dict, table: str, start: datetime) -> int:
+    """Count, by paging through its list, the records of a table updated since a time."""
+    key, found, page, since = configuration["api_key"], 0, 1, start.isoformat()[:23]
+    while True:
+        answer = connector.execute_api_request(
+            f"/v1/{table}", key, {"page": page, "pageSize": 100}, configuration
+        )
+        found += sum(r["attributes"]["updatedAt"][:23] >= since for r in answer["data"])
+        if not answer["links"]["next"]:
+            return found
+        page += 1
+
+
+def growth_figures() -> Iterator[Figure]:
+    """Time per record and peak memory as the table grows a hundredfold."""
+    per_record, peaks = {}, {}
+    for number in (5_000, 50_000, 500_000):
+        with mock("--no-compression", *_NO_LIMITS, messages=number) as configuration:
+            command = [sys.executable, __file__, "grow", json.dumps(configuration)]
+            runs = [json.loads(subprocess.check_output(command)) for _ in range(_RUNS)]
+        per_record[number] = statistics.median(run["cpu"] for run in runs) / number
+        peaks[number] = statistics.median(run["peak"] for run in runs)
+    base = per_record[50_000]
+    change = max(abs(per_record[500_000] / base - 1), 0)
+    yield Figure(
+        "time per record, 500,000 against 50,000", f"{change:.0%}", "<= 10%", change <= 0.1
+    )
+    grown = (peaks[500_000] - peaks[5_000]) / _MEGABYTE
+    yield Figure("peak memory, 500,000 against 5,000", f"{grown:+.1f} MB", "<= +5 MB", grown <= 5)
+
+
+def grow(configuration: dict) -> None:
+    """Run one sync in this process and print what it took."""
+    cpu = sync(configuration, Destination(), keep_responses=False).cpu
+    print(json.dumps({"cpu": cpu, "peak": _peak_bytes()}))
+
+
+def _peak_bytes() -> int:
+    """Return the most memory this process ever held."""
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as status:
+        # Where it exists: ru_maxrss counts what the parent held when it started this process.
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def wait_figures() -> Iterator[Figure]:
+    """Wall time of a throttled sync against what the limit allows, and what was refused."""
+    window, limit, small = 5.0, 100, {"max_records_per_page": "20"}
+    with mock(*_NO_LIMITS, messages=5000) as configuration:
+        free = sync({**configuration, **small}, Destination())
+    searches = free.searches("message") + free.searches("customer")
+    windows, rest = divmod(searches - 1, limit)
+    allowed = windows * window + free.wall * (rest + 1) / searches
+    limits = ("--search-limit", str(limit), "--window-seconds", str(window))
+    walls, refusals = [], []
+    for _ in range(_RUNS):
+        with mock("--rate-limit-reset", "epoch_ms", *limits, messages=5000) as configuration:
+            throttled = sync({**configuration, **small}, Destination())
+        walls.append(throttled.wall)
+        refusals.append(throttled.statuses().count(429))
+    ratio = statistics.median(walls) / allowed
+    yield Figure(
+        "throttled: wall time / what the limit allows", f"{ratio:.2f}", "<= 1.10", ratio <= 1.1
+    )
+    # One refusal tells of each wait; another would be a request sent during it.
+    yield Figure(
+        "refusals for each full window",
+        f"{max(refusals) / windows:.2f}",
+        "1.00",
+        max(refusals) == windows,
+    )
+
+
+def compression_figure() -> Iterator[Figure]:
+    """Bytes of the answers' bodies on the wire, with and without compression."""
+    sizes = {}
+    for option in ("--compression", "--no-compression"):
+        options = () if option == "--compression" else (option,)
+        with mock(*options, *_NO_LIMITS, customers=2000, messages=5000) as configuration:
+            responses = sync(configuration, Destination()).responses
+        sizes[option] = sum(int(r.headers["Content-Length"]) for r in responses)
+    share = sizes["--compression"] / sizes["--no-compression"]
+    yield Figure("bytes on the wire, compressed / plain", f"{share:.2f}", "< 1", share < 1)
+
+
+def main() -> int:
+    """Measure everything, print the table, and return 1 when a goal is not met."""
+    figures: List[Figure] = []
+    print(f"{'figure':<48}{'measured':>12}{'goal':>12}")
+    for measure in (
+        cpu_figures,
+        overlap_figure,
+        incremental_figures,
+        wait_figures,
+        compression_figure,
+        growth_figures,
+    ):
+        for figure in measure():
+            verdict = "" if figure.met else "   NOT MET"
+            print(f"{figure.name:<48}{figure.measured:>12}{figure.goal:>12}{verdict}", flush=True)
+            figures.append(figure)
+    return 0 if all(figure.met for figure in figures) else 1
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["grow"]:
+        grow(json.loads(sys.argv[2]))
+    else:
+        sys.exit(main())
