@@ -53,6 +53,12 @@ __MISSING_ROLE_STATUSES = frozenset({401, 403})
 __SEARCH_PATH = "/v1/customers/search"
 __SEARCH_ROLE = "org.permission.search.create (legacy org.user.search.read)"
 __KEY_PATH = "/v1/users/current"
+# https://developer.kustomer.com/docs/get-started/quickstart, read 2026-11-23: the roles of a key
+# cannot be changed once it is made.
+__NEW_KEY = (
+    "Make a key with this role added, under Settings > Security > API Keys; the roles of a key "
+    "cannot be changed."
+)
 
 # A list that gives nothing new for this many requests in a row is not going to end.
 __LIST_MAX_BARREN_PAGES = 12
@@ -348,6 +354,10 @@ class SearchUnusableError(Exception):
     """Search cannot be relied on for a table; the text says why. The table's list can."""
 
 
+class SearchRoleMissingError(SearchUnusableError):
+    """Search was refused as it is for want of a role; the table's own list tells which."""
+
+
 # --------------------------------------------------------------------------------------------
 # Configuration
 # --------------------------------------------------------------------------------------------
@@ -436,7 +446,7 @@ def __read_switch(_setting: Setting, text: str) -> bool:
 def __read_origin(_setting: Setting, text: str) -> str:
     """Return the API origin that an address or an organization's name means.
 
-    Source: https://developer.kustomer.com/docs/concepts/authentication (hosts by region).
+    Source: https://developer.kustomer.com/docs/get-started/regions-and-base-urls.
     """
     text = text.strip()
     problem = (
@@ -867,7 +877,7 @@ def check_api_key(client: Client) -> None:
     Raises:
         KustomerError: when Kustomer does not know the key in this region.
 
-    Source: https://developer.kustomer.com/api/core-resources/get-current-user (needs no role).
+    Source: https://developer.kustomer.com/docs/get-started/authentication.
     """
     try:
         execute_api_request(__KEY_PATH, client.settings.api_key, client=client)
@@ -878,8 +888,8 @@ def check_api_key(client: Client) -> None:
             raise
         raise KustomerError(
             f"api_key: {client.settings.base_url} refused the key with {error.status} "
-            f"({error.reason}). It is invalid, expired or of another region: check api_key, and "
-            "set base_url to the region of the organization."
+            f"({error.reason}). It is invalid, expired or of another region: check api_key (and "
+            "its IP restriction), and set base_url to the region of the organization."
         ) from None
 
 
@@ -1017,7 +1027,7 @@ def __shortfall(table: Table, total: Optional[int], read: int) -> str:
         return ""
     return (
         f"{table.name}: Kustomer counts {total} records, its list gave {read}. The rest cannot be "
-        f"reached through the list; give the key the search role {__SEARCH_ROLE}."
+        f"reached through the list; use a key with the role {__SEARCH_ROLE}."
     )
 
 
@@ -1028,8 +1038,7 @@ def __fetch_list_page(client: Client, table: Table, params: dict) -> Answer:
         if error.status not in __MISSING_ROLE_STATUSES:
             raise
         raise MissingRoleError(
-            f"{table.name}: {error}. Give the API key the role {table.role} in Kustomer under "
-            "Settings > Security > API Keys."
+            f"{table.name}: {error}. The API key lacks the role {table.role}. {__NEW_KEY}"
         ) from None
 
 
@@ -1074,7 +1083,7 @@ def __search(client: Client, table: Table, bounds: List[Tuple[str, datetime]], p
     except RefusedError as error:
         if error.status not in __SEARCH_REFUSALS:
             raise
-        raise __search_refused(client, error) from None
+        raise __search_refused(error) from None
     except MalformedError as error:
         raise SearchUnusableError(str(error)) from None
     moments = [__updated_at(record) for record in answer.records]
@@ -1099,13 +1108,12 @@ def __check_moments(moments: list, bounds: List[Tuple[str, datetime]]) -> None:
         raise SearchUnusableError("search gave records outside of the times asked for")
 
 
-def __search_refused(client: Client, error: RefusedError) -> SearchUnusableError:
+def __search_refused(error: RefusedError) -> SearchUnusableError:
+    refusal = f"search was refused with {error.status} ({error.reason})"
     if error.status not in __MISSING_ROLE_STATUSES:
-        return SearchUnusableError(f"search was refused with {error.status} ({error.reason})")
-    client.search_role_missing = True
-    return SearchUnusableError(
-        f"search was refused with {error.status} ({error.reason}): add the role {__SEARCH_ROLE} "
-        "to the API key"
+        return SearchUnusableError(refusal)
+    return SearchRoleMissingError(
+        f"{refusal}: the API key lacks the role {__SEARCH_ROLE}. {__NEW_KEY}"
     )
 
 
@@ -1307,7 +1315,7 @@ def __map_customer_data(record: dict) -> Dict[str, Any]:
 def __map_company_data(record: dict) -> Dict[str, Any]:
     """Return the companies row of a record. Kustomer's own examples spell `extenalId`.
 
-    Source: https://developer.kustomer.com/api/core-resources/get-companies.
+    Source: https://developer.kustomer.com/api/core-resources.
     """
     get = __attributes(record).get
     return {
@@ -1335,7 +1343,7 @@ def __domain_names(domains):
 def __map_brand_data(record: dict) -> Dict[str, Any]:
     """Return the brands row of a record.
 
-    Source: https://developer.kustomer.com/api/core-resources/get-brands.
+    Source: https://developer.kustomer.com/api/core-resources.
     """
     get = __attributes(record).get
     return {
@@ -1353,7 +1361,7 @@ def __map_brand_data(record: dict) -> Dict[str, Any]:
 def __map_message_data(record: dict) -> Dict[str, Any]:
     """Return the messages row of a record. `preview` is the body's plain text, cut by Kustomer.
 
-    Source: https://developer.kustomer.com/api/core-resources/get-messages.
+    Source: https://developer.kustomer.com/api/core-resources.
     """
     get = __attributes(record).get
     return {
@@ -1534,16 +1542,13 @@ def __page_rows(
 def __table_pages(client: Client, table: Table, start: datetime, end: datetime) -> Iterator[Page]:
     """Yield a table's pages by search where that works, else from its list."""
     incremental = client.settings.enable_incremental_sync
-    notice = ""
+    trouble: Optional[SearchUnusableError] = None
     if table.search and incremental and not client.search_role_missing:
         try:
             yield from __search_pages(client, table, start, end)
             return
         except SearchUnusableError as error:
-            notice = (
-                f"{table.name}: {error}. Every sync reads the whole list of {table.name} instead, "
-                "which takes more requests."
-            )
+            trouble = error
     everything = table.mirrored or not incremental
     pages = __list_pages(client, table, None if everything else start)
     if table.mirrored:
@@ -1551,9 +1556,19 @@ def __table_pages(client: Client, table: Table, start: datetime, end: datetime) 
         pages = iter(list(pages))
     for page in pages:
         # Not before the first page came: a key that lacks the table's own role is refused by
-        # search as well, and the error names that role.
-        yield page._replace(notice=" ".join(filter(None, (notice, page.notice))))
-        notice = ""
+        # search as well, and the list's error names that role.
+        yield page if trouble is None else __with_trouble(client, table, page, trouble)
+        trouble = None
+
+
+def __with_trouble(client: Client, table: Table, page: Page, trouble: SearchUnusableError) -> Page:
+    """Return the first page of a list that stands in for search, with the warning that says so."""
+    client.search_role_missing = isinstance(trouble, SearchRoleMissingError)
+    notice = (
+        f"{table.name}: {str(trouble).rstrip('.')}. Every sync reads the whole list of "
+        f"{table.name} instead, which takes more requests."
+    )
+    return page._replace(notice=f"{notice} {page.notice}".rstrip())
 
 
 # --------------------------------------------------------------------------------------------
@@ -1834,7 +1849,8 @@ def test_search(configuration: dict):
         try:
             __search(client, __CUSTOMERS, [("gte", __now())], page=1)
         except SearchUnusableError as error:
-            client.warn(f"{error}. Without search every sync reads all customers and messages.")
+            reason = str(error).rstrip(".")
+            client.warn(f"{reason}. Without search every sync reads all customers and messages.")
 
     return __run_setup_test(configuration, search_customers)
 

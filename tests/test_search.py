@@ -131,7 +131,7 @@ def test_without_the_search_role_the_rows_are_the_same_with_one_warning(destinat
             assert_mirrors(destination, server)
             assert len(searches(server)) == 1
         (warning,) = destination.warnings
-        assert "add the role org.permission.search.create" in warning
+        assert "lacks the role org.permission.search.create" in warning
         destination.__init__()
 
 

@@ -132,7 +132,7 @@ def test_a_good_key_passes_every_setup_test(tmp_path):
         (FORM_TESTS[0], "api_key: is required", {"api_key": "<YOUR_KUSTOMER_API_KEY>"}, ""),
         (FORM_TESTS[1], "invalid, expired or of another region", {"api_key": "other"}, ""),
         (FORM_TESTS[2], "companies: GET /v1/companies was refused with 403", {}, "company"),
-        (FORM_TESTS[2], "Give the API key the role org.permission.message.read", {}, "message"),
+        (FORM_TESTS[2], "The API key lacks the role org.permission.message.read", {}, "message"),
     ],
 )
 def test_a_bad_key_fails_the_setup_test_that_it_should_with_what_to_do(
@@ -150,7 +150,7 @@ def test_a_key_without_the_search_role_passes_and_the_user_learns_what_to_add(tm
         code, output = run_form_tests(tmp_path, server)
     assert code == 0
     (warning,) = [line for line in output.splitlines() if "search was refused" in line]
-    assert "add the role org.permission.search.create" in warning
+    assert "lacks the role org.permission.search.create" in warning
     assert "every sync reads all customers and messages" in warning
 
 

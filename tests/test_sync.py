@@ -141,8 +141,18 @@ def test_a_table_whose_role_is_missing_stops_no_other_and_is_named(status, desti
     for table, role in (("companies", "company"), ("messages", "message")):
         assert f"{table}: GET /v1/{table} was refused with {status}" in message
         assert f"org.permission.{role}.read (legacy org.user.{role}.read)" in message
-    assert "customers" not in destination.state.get("error", "") and not destination.warnings
+    assert not destination.warnings
     assert set(destination.state["last_sync_time"]) == {"customers", "brands"}
+
+
+def test_a_missing_role_of_one_table_does_not_keep_another_from_search(destination):
+    with mock(RECORDS, roles=ROLES - {"org.permission.customer.read"}) as server:
+        with pytest.raises(connector.MissingRoleError, match="org.permission.customer.read"):
+            sync(server, destination)
+        assert_mirrors(destination, server, ["companies", "brands", "messages"])
+        assert [r.body["queryContext"] for r in searches(server)] == ["customer", "message"]
+        assert "/v1/messages" not in {request.path for request in server.requests}
+    assert not destination.warnings
 
 
 @pytest.mark.parametrize("status", [401, 403])
