@@ -1,7 +1,7 @@
 # Each target sets up .venv by itself. PYTHON chooses the Python to make it with.
 PYTHON ?= python3
 SDK = fivetran-connector-sdk==3.0.0
-LINTERS = black==26.10.1 flake8==7.5.0 flake8-bugbear==26.10.27
+LINTERS = black==26.10.1 flake8==7.4.1 flake8-bugbear==26.10.27
 BIN = .venv/bin
 READY = .venv/ready
 FIVETRAN = $(BIN)/fivetran

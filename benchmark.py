@@ -212,17 +212,17 @@ def growth_figures() -> Iterator[Figure]:
             runs = [json.loads(subprocess.check_output(command)) for _ in range(_GROWTH_RUNS)]
         per_record[number] = statistics.median(run["cpu"] for run in runs) / number
         peaks[number] = statistics.median(run["peak"] for run in runs)
-    base = per_record[50_000]
-    change = max(abs(per_record[500_000] / base - 1), 0)
+    spread = max(per_record.values()) / min(per_record.values()) - 1
     yield Figure(
-        "time per record, 500,000 against 50,000", f"{change:.0%}", "<= 10%", change <= 0.1
+        "time per record, 5,000 to 500,000: spread", f"{spread:.0%}", "<= 10%", spread <= 0.1
     )
     grown = (peaks[500_000] - peaks[5_000]) / _MEGABYTE
     yield Figure("peak memory, 500,000 against 5,000", f"{grown:+.1f} MB", "<= +5 MB", grown <= 5)
 
 
 def grow(configuration: dict) -> None:
-    """Run one sync in this process and print what it took."""
+    """Run one sync in this process and print what it took; a small one first, to be warm."""
+    sync({**configuration, "initial_sync_days": "2"}, Destination(), keep_responses=False)
     cpu = sync(configuration, Destination(), keep_responses=False).cpu
     print(json.dumps({"cpu": cpu, "peak": _peak_bytes()}))
 

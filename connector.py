@@ -1521,11 +1521,12 @@ def __page_rows(
     safe_until = __format_time(page.safe_until) if page.safe_until else None
     rows, progress = [], Progress(safe_until=safe_until, total=page.total)
     for record in page.records:
-        if __record_id(record) is None:
+        row = map_record(record) if isinstance(record, dict) else {"id": None}
+        if row["id"] is None:
             progress.skipped += 1
             continue
-        row, attributes = map_record(record), __attributes(record)
         rows.append(row)
+        attributes = __attributes(record)
         if not all(map(row.get, table.times)):
             progress.unreadable_times += sum(
                 row[column] is None and attributes.get(name) is not None
