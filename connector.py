@@ -1636,14 +1636,12 @@ class Counts:
         return Counts(*map(operator.add, astuple(self), astuple(other)))
 
     def __str__(self) -> str:
-        words = [f"{self.rows} rows", f"{self.deletes} deletes", f"{self.requests} requests"]
-        if self.skipped:
-            words.append(f"{self.skipped} records without an id skipped")
-        if self.unreadable_times:
-            words.append(f"{self.unreadable_times} unreadable times left empty")
-        if self.seconds_waited:
-            words.append(f"{self.seconds_waited:.1f} s waiting")
-        return ", ".join(words)
+        odd = f", {self.unreadable_times} unreadable times left empty"
+        return (
+            f"{self.rows} rows, {self.deletes} deletes, {self.skipped} skipped, "
+            f"{self.requests} requests, {self.seconds_waited:.1f} s waiting"
+            f"{odd if self.unreadable_times else ''}"
+        )
 
 
 def __warn_user(message: str) -> None:
@@ -1730,15 +1728,19 @@ def __next_read(table: Table, cursors: Dict[str, str], settings: Settings) -> Op
     return due if __now() < due - __OVERLAP else None
 
 
-def __plan(tables: Dict[str, Optional[datetime]], cursors: Dict[str, str], days: int) -> str:
-    """Return the log line that says from when on each table is read, or when it is due."""
+def __plan(due: Dict[str, Optional[datetime]], cursors: Dict[str, str], settings: Settings) -> str:
+    """Return the log line that says what of each table is read, or when it is due."""
     words = []
-    for name, due in tables.items():
-        if due:
-            words.append(f"{name} not before {__format_time(due)}")
+    for table in TABLES:
+        name, since = table.name, cursors.get(table.name)
+        if due[name]:
+            words.append(f"{name} not before {__format_time(due[name])}")
+        elif table.mirrored or not settings.enable_incremental_sync:
+            words.append(f"all {name}")
+        elif since:
+            words.append(f"{name} changed since {since}")
         else:
-            since = cursors.get(name)
-            words.append(f"{name} since {since}" if since else f"{name} of the last {days} days")
+            words.append(f"{name} changed in the last {settings.initial_sync_days} days")
     return "Kustomer sync: " + ", ".join(words) + "."
 
 
@@ -1758,7 +1760,7 @@ def update(configuration: dict, state: dict) -> None:
     cursors = read_state(state, __warn_user)
     __warn_of_unknown_keys(configuration, __warn_user)
     due = {table.name: __next_read(table, cursors, settings) for table in TABLES}
-    __log(log.info, __plan(due, cursors, settings.initial_sync_days))
+    __log(log.info, __plan(due, cursors, settings))
     whole, missing = Counts(requests=1), []
     with open_client(settings, __warn_user) as client, __few_garbage_collections():
         check_api_key(client)

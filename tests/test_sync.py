@@ -248,14 +248,19 @@ def test_the_log_says_the_windows_and_one_line_a_table(destination, capsys):
         connector.json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()
     ]
     assert lines[0] == (
-        "Kustomer sync: customers of the last 90 days, companies since 2026-11-20T00:00:00.000Z, "
-        "brands of the last 90 days, messages of the last 90 days."
+        "Kustomer sync: customers changed in the last 90 days, "
+        "companies changed since 2026-11-20T00:00:00.000Z, all brands, "
+        "messages changed in the last 90 days."
     )
     deletes = len(destination.deleted["customers"])
-    assert lines[1] == f"customers: 120 rows, {deletes} deletes, 1 requests."
+    assert (
+        lines[1]
+        == f"customers: 120 rows, {deletes} deletes, 0 skipped, 1 requests, 0.0 s waiting."
+    )
     assert [line.split(":")[0] for line in lines[1:]] == [*TABLES, "Kustomer sync"]
     rows = 120 + len(destination.rows["companies"]) + 3 + 200
-    assert lines[-1] == f"Kustomer sync: {rows} rows, {deletes} deletes, 5 requests."
+    whole = f"{rows} rows, {deletes} deletes, 0 skipped, 5 requests, 0.0 s waiting"
+    assert lines[-1] == f"Kustomer sync: {whole}."
 
 
 def test_debug_logging_adds_a_line_for_each_request(destination, capsys):
