@@ -247,8 +247,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Type": "application/json", **headers}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
+        # Before the first byte leaves: a test may look as soon as it has its answer.
+        self.server.mock.note(request, outcome or str(status), len(content))
         self.end_headers()
         self.wfile.write(content)
-        # Before the client can have it: a test may look as soon as it has its answer.
-        self.server.mock.note(request, outcome or str(status), len(content))
         self.wfile.flush()
