@@ -47,6 +47,8 @@ __PAGE_MIN_RECORDS = 20
 # query, and only records updated in the last two years.
 __SEARCH_MAX_PAGES = 100
 __SEARCH_HORIZON = timedelta(days=2 * 365)
+# Records only ever leave a moment, so passes over it come to agree soon.
+__MOMENT_MAX_PASSES = 20
 # Answers by which search says that it will not serve this query.
 __SEARCH_REFUSALS = frozenset({400, 401, 403, 404, 405, 422})
 __MISSING_ROLE_STATUSES = frozenset({401, 403})
@@ -1172,29 +1174,30 @@ def __moment_pages(
     """Yield pages of the records updated at exactly `moment` that are not yet delivered.
 
     A record that moves away while the pages are read shifts those behind it onto a page already
-    read, so the pages are read again until a pass finds nothing new. A pass of one page has
-    nothing that could shift.
+    read, and is itself met by that pass only. So the pages are read again until two passes meet
+    the same records. A pass of one page has nothing that could shift.
     """
-    while True:
-        met, found = set(), 0
+    before: Set[Optional[str]] = set()
+    for _ in range(__MOMENT_MAX_PASSES):
+        met: Set[Optional[str]] = set()
         for number in range(1, __SEARCH_MAX_PAGES + 1):
             answer, _ = __search(client, table, [("gte", moment), ("lte", moment)], number)
-            fresh = __not_among(answer.records, delivered)
             ids = set(map(__record_id, answer.records))
             if answer.more and ids <= met:
                 raise SearchUnusableError("search gives the same page again and again")
+            yield Page(__not_among(answer.records, delivered), moment)
             met |= ids
             delivered |= ids
-            found += len(fresh)
-            yield Page(fresh, moment)
             if not answer.more and (answer.total or 0) <= len(met):
                 break
         else:
             raise SearchUnusableError(
                 f"more than {__SEARCH_MAX_PAGES} pages of records share one updatedAt"
             )
-        if number == 1 or not found:
+        if number == 1 or met == before:
             return
+        before = met
+    raise SearchUnusableError("the records of one updatedAt change each time they are read")
 
 
 def __not_among(records: list, delivered: Set[Optional[str]]) -> list:
