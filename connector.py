@@ -865,8 +865,8 @@ def __handle_request_error(client: Client, request: str, cause: str, failures: i
     if failures >= client.settings.retry_attempts or client.closed:
         raise KustomerError(
             f"{request} failed {failures + 1} times, the last time with: {cause}. When this lasts, "
-            "check https://status.kustomer.com, or raise retry_attempts or "
-            "request_timeout_seconds, or lower max_records_per_page."
+            "see whether Kustomer is up, raise retry_attempts or request_timeout_seconds, or "
+            "lower max_records_per_page."
         )
     seconds = __backoff_seconds(failures)
     client.seconds_waited += seconds
@@ -1274,7 +1274,7 @@ def __first_of(entries, name: str, best: Optional[Callable[[dict], bool]] = None
     first = None
     for entry in entries if isinstance(entries, list) else ():
         value = entry.get(name) if isinstance(entry, dict) else entry
-        if value and (isinstance(entry, dict) or isinstance(entry, str)):
+        if value and isinstance(entry, (dict, str)):
             if best is None or isinstance(entry, dict) and best(entry):
                 return value
             first = first or value
