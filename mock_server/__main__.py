@@ -11,14 +11,81 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import List
+from typing import FrozenSet, List
 
-from mock_server.api import RESETS, ROLES, Behaviour
+from mock_server.behaviour import (
+    COMPANY_SEARCHES,
+    CONTEXTS,
+    ERROR_FORMS,
+    RESETS,
+    ROLES,
+    Behaviour,
+)
 from mock_server.faults import KINDS, parse_fault
 from mock_server.records import TABLES, make_records
 from mock_server.server import API_KEY, MockKustomer, PortTakenError
 
 _DEFAULT_COUNTS = {"customers": 1000, "companies": 100, "brands": 4, "messages": 4000}
+
+
+def _words(text: str) -> FrozenSet[str]:
+    return frozenset(filter(None, text.split(",")))
+
+
+def _numbers(text: str) -> FrozenSet[int]:
+    return frozenset(map(int, _words(text)))
+
+
+_SWITCH = {"action": argparse.BooleanOptionalAction}
+_NUMBER, _SECONDS = {"type": int, "metavar": "N"}, {"type": float, "metavar": "SECONDS"}
+_WORDS = {"type": _words, "metavar": "A,B"}
+# An option for each field of Behaviour but the roles: what argparse is told, and the help.
+_BEHAVIOUR_OPTIONS = {
+    "missing_role_status": (
+        {"type": int, "choices": (401, 403)},
+        "status of a refusal for a missing role",
+    ),
+    "search_needs_object_role": (_SWITCH, "search asks for the object's own role as well"),
+    "error_form": ({"choices": ERROR_FORMS}, "which of the two documented forms errors have"),
+    "ignores": (_WORDS, "what search takes no notice of: filter, page"),
+    "sort_contexts": (_WORDS, f"contexts that search sorts for, of {', '.join(CONTEXTS)}"),
+    "other_sorts": ({"choices": ("ignore", "refuse")}, "what becomes of any other sort"),
+    "unsorted_order": (
+        {"choices": ("scattered", "insertion")},
+        "order of what search does not sort",
+    ),
+    "company_search": (
+        {"choices": COMPANY_SEARCHES},
+        "what a search for companies by updatedAt meets",
+    ),
+    "hidden": (_WORDS, "ids of records that search counts and does not show"),
+    "search_window": (_NUMBER, "counts and pages of search end at so many records"),
+    "index_lag_seconds": (_SECONDS, "how long search takes no notice of a change"),
+    "shows_current": (_SWITCH, "search shows a record as it is, and finds it as it was"),
+    "list_order": ({"choices": ("scattered", "updated")}, "order of lists"),
+    "lists_show_deleted": (_SWITCH, "lists have deleted records as well"),
+    "list_window": (_NUMBER, "lists end at so many records"),
+    "list_window_status": (_NUMBER, "status of the pages beyond, which are empty otherwise"),
+    "large_pages": (
+        {"choices": ("clamp", "refuse")},
+        "what becomes of a pageSize over the documented maximum",
+    ),
+    "page_size_limit": (_NUMBER, "a lower maximum of records a page"),
+    "forced_page_size": (_NUMBER, "size of every page, whatever is asked for"),
+    "allowed_page_sizes": ({"type": _numbers, "metavar": "N,M"}, "refuse any other pageSize"),
+    "page_size_shown": (
+        {"choices": ("given", "asked", "absent")},
+        "which page size answers show",
+    ),
+    "shows_links": (_SWITCH, "answers have links"),
+    "shows_total": (_SWITCH, "answers have counts"),
+    "org_limit": (_NUMBER, "requests in a window"),
+    "search_limit": (_NUMBER, "searches in a window"),
+    "window_seconds": (_SECONDS, "length of a window"),
+    "rate_limit_reset": ({"choices": RESETS}, "how a refusal says when its window ends"),
+    "reset_on_every_answer": (_SWITCH, "every answer says when its window ends"),
+    "clock_offset_seconds": (_SECONDS, "Kustomer's clock against this machine's"),
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,34 +119,24 @@ def _parser() -> argparse.ArgumentParser:
         help=f"KIND is one of {', '.join(KINDS)}",
     )
     parser.add_argument(
-        "--without-role", action="append", default=[], choices=sorted(ROLES), metavar="ROLE"
+        "--without-role",
+        action="append",
+        default=[],
+        choices=sorted(ROLES),
+        metavar="ROLE",
+        help="a role that the key lacks",
     )
-    parser.add_argument("--missing-role-status", type=int, choices=(401, 403), default=403)
-    parser.add_argument("--large-pages", choices=("clamp", "refuse"), default="clamp")
-    parser.add_argument(
-        "--ignore", action="append", default=[], choices=("sort", "filter", "page")
-    )
-    parser.add_argument("--index-lag", type=float, default=0.0, metavar="SECONDS")
-    parser.add_argument("--org-limit", type=int, default=1000, help="requests a window")
-    parser.add_argument("--search-limit", type=int, default=100, help="searches a window")
-    parser.add_argument("--window-seconds", type=float, default=60.0)
-    parser.add_argument("--rate-limit-reset", choices=RESETS, default="epoch")
-    parser.add_argument("--no-compression", action="store_true")
+    parser.add_argument("--no-compression", action="store_true", help="never send gzip")
+    usual = Behaviour()
+    for name, (arguments, text) in _BEHAVIOUR_OPTIONS.items():
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, default=getattr(usual, name), help=text, **arguments)
     return parser
 
 
 def _server(options: argparse.Namespace) -> MockKustomer:
-    behaviour = Behaviour(
-        roles=ROLES - set(options.without_role),
-        missing_role_status=options.missing_role_status,
-        large_pages=options.large_pages,
-        ignores=set(options.ignore),
-        index_lag_seconds=options.index_lag,
-        org_limit=options.org_limit,
-        search_limit=options.search_limit,
-        window_seconds=options.window_seconds,
-        rate_limit_reset=options.rate_limit_reset,
-    )
+    chosen = {name: getattr(options, name) for name in _BEHAVIOUR_OPTIONS}
+    behaviour = Behaviour(roles=ROLES - set(options.without_role), **chosen)
     records = make_records(
         *(getattr(options, table) for table in TABLES),
         seed=options.seed,

@@ -5,65 +5,21 @@ Written from https://developer.kustomer.com/docs/concepts (pagination, search, r
 
 import bisect
 import copy
-import hashlib
 import math
 import time
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
-from typing import Dict, FrozenSet, List, NamedTuple, Optional, Set, Tuple
+from typing import Dict, List, NamedTuple, Optional, Tuple
 from urllib.parse import urlencode
 
-from mock_server.records import ORG_ID, TABLES, TYPES, Records, time_text
+from mock_server.behaviour import CONTEXTS, SEARCH_ROLE, Behaviour
+from mock_server.records import ORG_ID, TABLES, TYPES, Records, scattered, time_text
+from mock_server.search import Finder, QueryError, parse_query
 
 LIST_MAX = 100
 SEARCH_MAX = 500
 SEARCH_MAX_PAGES = 100
 SEARCH_PATH = "/v1/customers/search"
 KEY_PATH = "/v1/users/current"
-SEARCH_ROLE = "org.permission.search.create"
-ROLES = frozenset(
-    {SEARCH_ROLE, *(f"org.permission.{object_type}.read" for object_type in TYPES.values())}
-)
-RESETS = ("epoch", "epoch_ms", "seconds", "past", "absent", "rubbish", "retry_after", "date")
-
-_SEARCHED = {"customer": "customers", "message": "messages"}
-_BODY_FIELDS = {"searchHash", "queryContext", "includeDeleted", "timeZone"} | {
-    "and",
-    "or",
-    "not",
-    "sort",
-    "aggs",
-    "fields",
-}
-_OPERATORS = {
-    "gt": lambda value, bound: value > bound,
-    "gte": lambda value, bound: value >= bound,
-    "lt": lambda value, bound: value < bound,
-    "lte": lambda value, bound: value <= bound,
-}
-# Later than any updatedAt, and above any id.
-_HIGH = "\U0010ffff"
-
-
-@dataclass
-class Behaviour:
-    """What is Kustomer's to choose, or not documented.
-
-    `large_pages` is "clamp" or "refuse". `missing_role_status` is 403 or 401. `ignores` may hold
-    "sort", "filter" and "page": what search takes no notice of. `index_lag_seconds` is how long
-    search shows a record as it was before a change. `rate_limit_reset` is one of RESETS.
-    """
-
-    roles: FrozenSet[str] = ROLES
-    missing_role_status: int = 403
-    large_pages: str = "clamp"
-    ignores: Set[str] = field(default_factory=set)
-    index_lag_seconds: float = 0.0
-    org_limit: int = 1000
-    search_limit: int = 100
-    window_seconds: float = 60.0
-    rate_limit_reset: str = "epoch"
 
 
 class Request(NamedTuple):
@@ -77,6 +33,24 @@ class Request(NamedTuple):
     client: int
 
 
+class Paging(NamedTuple):
+    """Which records a page has. `asked` is the size that was asked for, `size` the one given."""
+
+    page: int
+    size: int
+    asked: int
+
+    @property
+    def begin(self) -> int:
+        """Return how many records come before the page."""
+        return (self.page - 1) * self.size
+
+    @property
+    def end(self) -> int:
+        """Return how many records come up to the page's end."""
+        return self.page * self.size
+
+
 class Answer(NamedTuple):
     status: int
     payload: Optional[dict]
@@ -84,13 +58,21 @@ class Answer(NamedTuple):
 
 
 class ApiError(Exception):
-    """Ends a request with an error body."""
+    """Ends a request with an error."""
 
-    def __init__(self, status: int, code: str, title: str, parameter: str = ""):
-        super().__init__(status, code, title, parameter)
-        error = {"status": str(status), "code": code, "title": title}
-        error["source"] = {"parameters": parameter}
-        self.answer = Answer(status, {"errors": [error]})
+    def __init__(self, status: int, code: str, message: str, parameter: str = ""):
+        super().__init__(status, code, message, parameter)
+
+    def answer(self, form: str) -> Answer:
+        """Return the error as an answer, in one of the two documented forms."""
+        status, code, message, parameter = self.args
+        if form == "common":
+            code = "bad_request" if status == 400 else code
+            meta = {"parameter": parameter} if parameter else {}
+            return Answer(status, {"errors": [{"code": code, "message": message, "meta": meta}]})
+        error = {"status": str(status), "code": code, "title": message, "detail": message}
+        error.update(source={"parameters": parameter}, meta={})
+        return Answer(status, {"errors": [error]})
 
 
 class Store:
@@ -99,7 +81,7 @@ class Store:
     def __init__(self, records: Records, behaviour: Behaviour):
         self._behaviour = behaviour
         self._records = {table: dict(records.get(table, {})) for table in TABLES}
-        self._orders: Dict[str, List[str]] = {}
+        self._orders: Dict[str, Tuple[tuple, List[str]]] = {}
         self._indexed = {table: dict(self._records[table]) for table in TABLES}
         self._keys = {table: self._sorted_keys(table) for table in TABLES}
         self._pending: List[Tuple[float, str, str]] = []
@@ -119,7 +101,7 @@ class Store:
     def change(self, table: str, record_id: str, **attributes) -> None:
         """Set attributes of a record; `updatedAt` becomes now unless it is one of them."""
         record = copy.deepcopy(self._records[table][record_id])
-        record["attributes"].update({"updatedAt": time_text(datetime.now(timezone.utc))})
+        record["attributes"].update({"updatedAt": time_text(self._behaviour.now())})
         record["attributes"].update(attributes)
         self.put(table, record)
 
@@ -134,21 +116,34 @@ class Store:
 
     def listed(self, table: str) -> List[str]:
         """Return the ids in the order of the table's list: messages by id, the others by no
-        order a client could know. Deleted records are not listed."""
-        if table not in self._orders:
-            live = [
+        order a client could know, or all of them by updatedAt."""
+        rules = self._behaviour
+        order = (rules.list_order, rules.lists_show_deleted)
+        if table not in self._orders or self._orders[table][0] != order:
+            ids = [
                 record_id
                 for record_id, record in self._records[table].items()
-                if record["attributes"].get("deleted") is not True
+                if rules.lists_show_deleted or record["attributes"].get("deleted") is not True
             ]
-            self._orders[table] = sorted(live, key=None if table == "messages" else _scattered)
-        return self._orders[table]
+            if rules.list_order == "updated":
+                ids.sort(key=lambda record_id: _key(self._records[table][record_id]))
+            else:
+                ids.sort(key=None if table == "messages" else scattered)
+            self._orders[table] = (order, ids)
+        return self._orders[table][1]
 
     def page(self, table: str, ids: List[str]) -> List[dict]:
         return [self._records[table][record_id] for record_id in ids]
 
     def indexed(self, table: str, record_id: str) -> dict:
+        """Return a record as search shows it."""
+        if self._behaviour.shows_current and record_id in self._records[table]:
+            return self._records[table][record_id]
         return self._indexed[table][record_id]
+
+    def insertion_order(self, table: str) -> Dict[str, int]:
+        """Return the place of each record of the search index, by when it came."""
+        return {record_id: place for place, record_id in enumerate(self._records[table])}
 
     def settle(self) -> None:
         """Let a search index that lags behind catch up at once."""
@@ -189,10 +184,6 @@ def _key(record: dict) -> Tuple[str, str]:
     return str(record["attributes"].get("updatedAt", "")), record["id"]
 
 
-def _scattered(record_id: str) -> bytes:
-    return hashlib.blake2b(record_id.encode(), digest_size=8).digest()
-
-
 class RateLimits:
     """The budgets of a window: one for all requests, one for searches."""
 
@@ -202,7 +193,7 @@ class RateLimits:
 
     def take(self, is_search: bool) -> Tuple[bool, Dict[str, str]]:
         """Count a request, and return whether it is within the limits, and the headers to send."""
-        now, rules = time.time(), self._behaviour
+        now, rules = time.time() + self._behaviour.clock_offset_seconds, self._behaviour
         if now >= self._ends:
             self._ends, self._used = now + rules.window_seconds, {"org": 0, "search": 0}
         limits = {"org": rules.org_limit}
@@ -217,14 +208,14 @@ class RateLimits:
             "x-ratelimit-limit": str(limits[tightest]),
             "x-ratelimit-remaining": str(max(left - 1, 0)),
         }
-        if left <= 0:
-            headers.update(reset_headers(rules.rate_limit_reset, self._ends))
+        if left <= 0 or rules.reset_on_every_answer:
+            headers.update(reset_headers(rules.rate_limit_reset, self._ends, now))
         return left > 0, headers
 
 
-def reset_headers(kind: str, ends: float) -> Dict[str, str]:
+def reset_headers(kind: str, ends: float, now: float) -> Dict[str, str]:
     """Return the headers that say, in one of the RESETS ways, that a window ends at `ends`."""
-    left = max(ends - time.time(), 0)
+    left = max(ends - now, 0)
     return {
         "epoch": {"x-ratelimit-reset": str(math.ceil(ends))},
         "epoch_ms": {"x-ratelimit-reset": str(math.ceil(ends * 1000))},
@@ -242,7 +233,7 @@ class Api:
 
     def __init__(self, store: Store, behaviour: Behaviour, api_key: str):
         self.store, self.behaviour, self._api_key = store, behaviour, api_key
-        self._limits = RateLimits(behaviour)
+        self._limits, self._finder = RateLimits(behaviour), Finder(store, behaviour)
 
     def answer(self, request: Request) -> Answer:
         """Return what Kustomer answers, error bodies included."""
@@ -254,7 +245,7 @@ class Api:
                 raise ApiError(429, "rate_limit", "Too many requests")
             payload = self._payload(request)
         except ApiError as error:
-            return error.answer._replace(headers=headers)
+            return error.answer(self.behaviour.error_form)._replace(headers=headers)
         return Answer(200, payload, headers)
 
     def _payload(self, request: Request) -> dict:
@@ -289,132 +280,79 @@ class Api:
 
     def _list(self, table: str, request: Request) -> dict:
         self._check_role(f"org.permission.{TYPES[table]}.read")
-        page, size = self._paging(request, LIST_MAX, LIST_MAX)
+        rules = self.behaviour
+        paging = self._paging(request, LIST_MAX, LIST_MAX)
         ids = self.store.listed(table)
-        records = self.store.page(table, ids[(page - 1) * size : page * size])
+        reachable = ids if rules.list_window is None else ids[: rules.list_window]
+        if paging.begin >= len(reachable) < len(ids) and rules.list_window_status:
+            raise ApiError(
+                rules.list_window_status, "too_deep", "The page is out of reach", "page"
+            )
+        records = self.store.page(table, reachable[paging.begin : paging.end])
+        more = paging.end < len(ids if rules.list_window_status else reachable)
         known_total = len(ids) if table == "customers" else None
-        more = page * size < len(ids)
-        return _envelope(request, records, page, size, more, known_total)
+        return self._envelope(request, records, paging, more, known_total)
 
-    def _paging(self, request: Request, default: int, maximum: int) -> Tuple[int, int]:
-        values = {"page": 1, "pageSize": default}
+    def _paging(self, request: Request, default: int, maximum: int) -> Paging:
+        rules, values = self.behaviour, {"page": 1, "pageSize": default}
         for name in values:
             text = request.params.get(name, str(values[name]))
             if not text.isascii() or not text.isdigit() or int(text) < 1:
                 raise ApiError(400, "invalid_parameter", f"{name} takes a positive number", name)
             values[name] = int(text)
-        if values["pageSize"] > maximum:
-            if self.behaviour.large_pages == "refuse":
-                raise ApiError(400, "invalid_parameter", f"pageSize is over {maximum}", "pageSize")
-            values["pageSize"] = maximum
-        return values["page"], values["pageSize"]
+        page, asked = values["page"], values["pageSize"]
+        allowed = rules.allowed_page_sizes
+        too_large = asked > maximum and rules.large_pages == "refuse"
+        if too_large or ("pageSize" in request.params and allowed and asked not in allowed):
+            raise ApiError(400, "invalid_parameter", "This pageSize is not allowed", "pageSize")
+        size = min(asked, maximum, rules.page_size_limit or maximum)
+        return Paging(page, rules.forced_page_size or size, asked)
 
     def _search(self, request: Request) -> dict:
         self._check_role(SEARCH_ROLE)
-        body = request.body if isinstance(request.body, dict) else {}
-        unknown = set(body) - _BODY_FIELDS
-        if unknown:
-            raise ApiError(400, "invalid_body", "Unknown field", sorted(unknown)[0])
-        context = body.get("queryContext", "customer")
-        if context not in _SEARCHED:
-            raise ApiError(400, "invalid_context", "Unknown queryContext", "queryContext")
-        table = _SEARCHED[context]
-        self._check_role(f"org.permission.{context}.read")
-        page, size = self._paging(request, LIST_MAX, SEARCH_MAX)
-        if page > SEARCH_MAX_PAGES:
-            raise ApiError(400, "page_limit", f"page is over {SEARCH_MAX_PAGES}", "page")
-        found = self._find(table, context, body)
-        if "page" in self.behaviour.ignores:
-            page = 1
-        ids = found[(page - 1) * size : page * size]
-        records = [self.store.indexed(table, record_id) for _, record_id in ids]
-        more = page * size < len(found) and page < SEARCH_MAX_PAGES
-        payload = _envelope(request, records, page, size, more, len(found))
+        rules = self.behaviour
+        try:
+            query = parse_query(request.body, rules)
+        except QueryError as error:
+            raise ApiError(400, *error.args) from None
+        if rules.search_needs_object_role:
+            self._check_role(f"org.permission.{query.context}.read")
+        paging = self._paging(request, LIST_MAX, SEARCH_MAX)
+        window = rules.search_window
+        too_deep = window is not None and paging.page > 1 and paging.end > window
+        if paging.page > SEARCH_MAX_PAGES or too_deep:
+            raise ApiError(400, "page_limit", "The page is out of reach", "page")
+        table, found = CONTEXTS[query.context], self._finder.find(query)
+        if "page" in rules.ignores:
+            paging = paging._replace(page=1)
+        keys = found[paging.begin : paging.end]
+        records = [self.store.indexed(table, key[1]) for key in keys if key[1] not in rules.hidden]
+        # On page 100 of more, the next link points to page 101, which is refused.
+        more, total = paging.end < len(found), min(len(found), window or len(found))
+        payload = self._envelope(request, records, paging, more, total)
         payload["meta"]["aggregations"] = {}
         return payload
 
-    def _find(self, table: str, context: str, body: dict) -> List[Tuple[str, str]]:
-        """Return the keys that match a search, in its order."""
-        sort, direction = _sort_of(body, context)
-        low, high, others = "", _HIGH, []
-        for attribute, operator, bound in _criteria(body, context):
-            if attribute != f"{context}_updated_at" or "filter" in self.behaviour.ignores:
-                others.append((attribute, operator, bound))
-            elif operator in ("gt", "gte"):
-                low = max(low, bound + (_HIGH if operator == "gt" else ""))
-            else:
-                high = min(high, bound + (_HIGH if operator == "lte" else ""))
-        keys = self.store.keys(table)
-        found = keys[bisect.bisect_left(keys, (low, "")) : bisect.bisect_left(keys, (high, ""))]
-        # Records that were not updated in the last two years are out of search's sight.
-        horizon = time_text(datetime.now(timezone.utc) - timedelta(days=730))
-        if low < horizon:
-            found = [key for key in found if key[0] >= horizon]
-        if body.get("includeDeleted") is not True or others:
-            found = [key for key in found if self._matches(table, key[1], body, others)]
-        if sort is None or "sort" in self.behaviour.ignores:
-            return sorted(found, key=lambda key: _scattered(key[1]))
-        if sort.endswith("_created_at"):
-            found.sort(key=lambda key: self._attribute(table, key[1], sort))
-        return found if direction == "asc" else found[::-1]
-
-    def _matches(self, table: str, record_id: str, body: dict, criteria: list) -> bool:
-        attributes = self.store.indexed(table, record_id)["attributes"]
-        if attributes.get("deleted") is True and body.get("includeDeleted") is not True:
-            return False
-        return "filter" in self.behaviour.ignores or all(
-            _OPERATORS[operator](self._attribute(table, record_id, attribute), bound)
-            for attribute, operator, bound in criteria
-        )
-
-    def _attribute(self, table: str, record_id: str, name: str) -> str:
-        kind = "createdAt" if name.endswith("_created_at") else "updatedAt"
-        return str(self.store.indexed(table, record_id)["attributes"].get(kind, ""))
-
-
-def _criteria(body: dict, context: str) -> List[Tuple[str, str, str]]:
-    """Return (attribute, operator, bound) of each criterion, or refuse an unknown one."""
-    given = body.get("and", [])
-    criteria = []
-    for criterion in given if isinstance(given, list) else [given]:
-        for attribute, condition in criterion.items():
-            _check_attribute(attribute, context)
-            for operator, bound in condition.items():
-                if operator not in _OPERATORS:
-                    raise ApiError(400, "invalid_operator", "Unknown operator", operator)
-                criteria.append((attribute, operator, str(bound)))
-    return criteria
-
-
-def _check_attribute(attribute: str, context: str) -> None:
-    if attribute not in (f"{context}_updated_at", f"{context}_created_at"):
-        raise ApiError(400, "invalid_attribute", "Unknown attribute", attribute)
-
-
-def _sort_of(body: dict, context: str) -> Tuple[Optional[str], str]:
-    given = body.get("sort") or []
-    for entry in given if isinstance(given, list) else [given]:
-        for attribute, direction in entry.items():
-            _check_attribute(attribute, context)
-            return attribute, direction
-    return None, "asc"
-
-
-def _envelope(
-    request: Request, records: List[dict], page: int, size: int, more: bool, total: Optional[int]
-) -> dict:
-    def link(number: int) -> str:
-        query = {**request.params, "page": number, "pageSize": size}
-        return f"{request.path}?{urlencode(query)}"
-
-    links = {
-        "self": link(page),
-        "first": link(1),
-        "prev": link(page - 1) if page > 1 else None,
-        "next": link(page + 1) if more else None,
-    }
-    meta = {"pageSize": size, "page": page}
-    if total is not None:
-        meta.update(total=total, totalPages=math.ceil(total / size))
-        links["last"] = link(max(meta["totalPages"], 1))
-    return {"meta": meta, "data": records, "links": links}
+    def _envelope(
+        self,
+        request: Request,
+        records: List[dict],
+        paging: Paging,
+        more: bool,
+        total: Optional[int],
+    ) -> dict:
+        rules, (page, size, asked) = self.behaviour, paging
+        shown = {"given": {"pageSize": size}, "asked": {"pageSize": asked}, "absent": {}}
+        meta = {**shown[rules.page_size_shown], "page": page}
+        pages = {"self": page, "first": 1, "prev": page - 1, "next": page + 1 if more else 0}
+        if total is not None and rules.shows_total:
+            meta.update(total=total, totalPages=math.ceil(total / size))
+            pages["last"] = max(meta["totalPages"], 1)
+        payload = {"meta": meta, "data": records}
+        if rules.shows_links:
+            query = {**request.params, "pageSize": size}
+            payload["links"] = {
+                name: f"{request.path}?{urlencode({**query, 'page': number})}" if number else None
+                for name, number in pages.items()
+            }
+        return payload

@@ -15,6 +15,7 @@ KINDS = (
     "truncated",
     "html",
     "timed_out",
+    "drip",
 )
 
 
@@ -23,12 +24,14 @@ class Fault:
     """An order for trouble.
 
     Args:
-        kind: one of KINDS. "latency" delays an answer, every other kind replaces it.
+        kind: one of KINDS. "latency" delays an answer, "drip" sends it byte by byte, every other
+            kind replaces it.
         rate: the share of requests that it meets.
         after: leave the first requests alone.
         times: how many requests it meets at most; None for no end.
         path: only requests whose path ends so.
-        seconds: the delay of "latency", or how long "timeout" keeps the line open.
+        seconds: the delay of "latency", the time between two bytes of "drip", or how long
+            "timeout" keeps the line open.
         headers: more headers for a status, such as x-ratelimit-reset.
     """
 

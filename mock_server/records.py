@@ -3,6 +3,7 @@
 Values come from pools filled by faker, so that a hundred thousand records take seconds.
 """
 
+import hashlib
 import random
 from datetime import datetime, timedelta, timezone
 from typing import Dict, List, Optional
@@ -32,6 +33,11 @@ Records = Dict[str, Dict[str, dict]]
 def time_text(moment: datetime) -> str:
     """Return a UTC moment as Kustomer writes it, to the millisecond."""
     return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def scattered(record_id: str) -> bytes:
+    """Return a sort key that puts records into an order no client could know."""
+    return hashlib.blake2b(record_id.encode(), digest_size=8).digest()
 
 
 def make_records(
@@ -98,6 +104,7 @@ class _Maker:
         self.phones = [english.numerify("+1###555####") for _ in range(_POOL_SIZE * 5)]
         self.domains = [english.domain_name() for _ in range(_POOL_SIZE * 5)]
         self.users = [self._hex(24) for _ in range(10)]
+        self.teams = [self._hex(24) for _ in range(4)]
         self.long_body = ("A long story. " * _LONG_BODY_CHARACTERS)[:_LONG_BODY_CHARACTERS]
         self.company_ids: List[str] = []
         self.customer_ids: List[str] = []
@@ -136,6 +143,9 @@ class _Maker:
                 "data": {"type": "org", "id": ORG_ID},
             }
         }
+        if table == "customers" and self._chance(0.5):
+            # Some relationships only say where to look.
+            relationships["messages"] = {"links": {"self": f"/v1/customers/{record_id}/messages"}}
         for name, related_id in related.items():
             if related_id:
                 of_type, path = _RELATED[name]
@@ -242,6 +252,8 @@ class _Maker:
             }
         if self._chance(0.02):
             customer["deleted"] = True
+        elif self._chance(0.8):
+            customer["deleted"] = False
 
     def _addresses(self, kind: str, pool: List[str]) -> List[dict]:
         number = self.random.choice((0, 1, 1, 1, 2, 3))
@@ -272,12 +284,20 @@ class _Maker:
         if self._chance(0.8):
             attributes["sentAt"] = times["createdAt"]
         if attributes["channel"] == "email":
-            attributes["subject"] = choose(self.sentences)
+            # Documented samples have the subject here, and not among the attributes.
+            place = attributes if self._chance(0.1) else attributes["meta"]
+            place["subject"] = choose(self.sentences)
             attributes["externalId"] = f"<{self._hex(16)}@{choose(self.domains)}>"
-        if self._chance(0.5):
+        # No documented answer has a body; preview is what comes.
+        if self._chance(0.1):
             attributes["body"] = f"{body}\n\n-- \n{choose(self.sentences)}"
         if self._chance(0.002):
             attributes["body"] = self.long_body
+        if not incoming:
+            attributes["createdByTeams"] = [choose(self.teams)]
+        if self._chance(0.7):
+            attributes["assignedUsers"] = [choose(self.users)]
+            attributes["assignedTeams"] = [choose(self.teams)] if self._chance(0.5) else []
         if self._chance(0.1):
             attributes["custom"] = {"scoreNum": self.random.randrange(10)}
         if self._chance(0.1):
@@ -287,7 +307,7 @@ class _Maker:
             attributes,
             customer=choose(self.customer_ids) if self.customer_ids else self._hex(24),
             conversation=self._hex(24) if self._chance(0.98) else None,
-            createdBy=choose(self.users),
+            createdBy=None if incoming else choose(self.users),
         )
 
     def _message_meta(self) -> dict:

@@ -5,12 +5,13 @@ import json
 import socket
 import struct
 import threading
-from email.utils import formatdate
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Callable, List, NamedTuple, Optional
 from urllib.parse import parse_qsl, urlsplit
 
-from mock_server.api import Answer, Api, Behaviour, Request, Store
+from mock_server.api import Answer, Api, Request, Store
+from mock_server.behaviour import Behaviour
 from mock_server.faults import Fault, FaultOrders
 from mock_server.records import Records
 
@@ -137,8 +138,9 @@ class MockKustomer:
             self.exchanges.append(Exchange(request, outcome, body_bytes))
 
     def pause(self, seconds: float) -> None:
-        """Wait, but not past the server's end."""
-        self._stopped.wait(seconds)
+        """Wait, but not past the server's end. Raises BrokenPipeError when that has come."""
+        if self._stopped.wait(seconds):
+            raise BrokenPipeError
 
 
 class _Server(ThreadingHTTPServer):
@@ -232,23 +234,36 @@ class _Handler(BaseHTTPRequestHandler):
         content = json.dumps(payload).encode()
         if fault.kind == "truncated":
             content = content[: len(content) // 2]
-        self._send(request, answer.status, content, answer.headers, fault.kind)
+        drip = fault.seconds if fault.kind == "drip" else 0.0
+        self._send(request, answer.status, content, answer.headers, fault.kind, drip)
 
     def _send(
-        self, request: Request, status: int, content: bytes, headers: dict, outcome: str = ""
+        self,
+        request: Request,
+        status: int,
+        content: bytes,
+        headers: dict,
+        outcome: str = "",
+        drip_seconds: float = 0.0,
     ) -> None:
-        """Note the exchange and send its answer; `outcome` is the status where not given."""
+        """Note the exchange and send its answer; `outcome` is the status where not given. With
+        `drip_seconds` the body goes byte by byte, so many seconds apart."""
         accepted = request.headers.get("Accept-Encoding", "")
         self.send_response_only(status)
         if self.server.mock.compress and "gzip" in accepted and len(content) >= _GZIP_FROM_BYTES:
             content = gzip.compress(content, compresslevel=1)
             self.send_header("Content-Encoding", "gzip")
-        self.send_header("Date", formatdate(usegmt=True))
+        self.send_header("Date", format_datetime(self.server.mock.behaviour.now(), usegmt=True))
         for name, value in {"Content-Type": "application/json", **headers}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         # Before the first byte leaves: a test may look as soon as it has its answer.
         self.server.mock.note(request, outcome or str(status), len(content))
         self.end_headers()
-        self.wfile.write(content)
+        size = 1 if drip_seconds else len(content) or 1
+        for begin in range(0, len(content), size):
+            self.wfile.write(content[begin : begin + size])
+            if drip_seconds:
+                self.wfile.flush()
+                self.server.mock.pause(drip_seconds)
         self.wfile.flush()

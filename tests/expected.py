@@ -39,7 +39,6 @@ _PLAIN = {
         "direction": ("text", "direction"),
         "message_type": ("text", "directionType"),
         "status": ("text", "status"),
-        "subject": ("text", "subject"),
         "body": ("text", "body", "preview"),
         "app": ("text", "app"),
         "source": ("text", "source"),
@@ -67,7 +66,11 @@ def expected_row(table: str, record: dict) -> dict:
 
 
 def _special(table: str, record: dict, attributes: dict) -> dict:
-    related = {name: relation["data"]["id"] for name, relation in record["relationships"].items()}
+    related = {
+        name: relation["data"]["id"]
+        for name, relation in record["relationships"].items()
+        if "data" in relation
+    }
     if table == "customers":
         emails, phones = attributes.get("emails") or [], attributes.get("phones") or []
         verified = [entry for entry in emails if entry["verified"]]
@@ -92,6 +95,7 @@ def _special(table: str, record: dict, attributes: dict) -> dict:
         return {
             "conversation_id": related.get("conversation"),
             "customer_id": related.get("customer"),
+            "subject": attributes.get("subject") or attributes["meta"].get("subject"),
         }
     return {}
 

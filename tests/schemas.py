@@ -9,7 +9,7 @@ ID = {"type": "string", "pattern": "^[0-9a-f]{24}$"}
 OBJECT = {"type": "object"}
 LIST = {"type": "array"}
 PATH = {"type": "string", "pattern": r"^/v1/[a-z]+(/[a-z]+)?(\?\S*)?$"}
-RECORD_PATH = {"type": "string", "pattern": r"^/v1/[A-Za-z]+/[0-9a-f]{24}$"}
+RECORD_PATH = {"type": "string", "pattern": r"^/v1/[A-Za-z]+/[0-9a-f]{24}(/messages)?$"}
 
 
 def _object(required: dict, optional: dict = None) -> dict:
@@ -87,12 +87,14 @@ ATTRIBUTES = {
             "sentAt": TIME,
             "size": COUNT,
             "auto": FLAG,
+            **dict.fromkeys(("createdByTeams", "assignedUsers", "assignedTeams"), _list_of(ID)),
             "sentiment": OBJECT,
             "meta": _object(
                 {"from": TEXT},
                 {
                     "to": {"anyOf": [TEXT, _object(_ADDRESS), _list_of(_object(_ADDRESS))]},
                     "cc": LIST,
+                    "subject": TEXT,
                 },
             ),
         },
@@ -132,17 +134,15 @@ def page_schema(table: str, is_search: bool = False) -> dict:
 USER = _object(
     {"data": _object({"type": {"const": "user"}, "id": ID, "attributes": OBJECT, "links": OBJECT})}
 )
-ERROR = _object(
+_COMMON_ERROR = _object({"code": TEXT, "message": TEXT, "meta": OBJECT})
+_DETAILED_ERROR = _object(
     {
-        "errors": _list_of(
-            _object(
-                {
-                    "status": TEXT,
-                    "code": TEXT,
-                    "title": TEXT,
-                    "source": _object({"parameters": TEXT}),
-                }
-            )
-        )
+        **dict.fromkeys(("status", "code", "title", "detail"), TEXT),
+        "source": _object({"parameters": TEXT}),
+        "meta": OBJECT,
     }
 )
+ERRORS = {
+    form: _object({"errors": _list_of(error)})
+    for form, error in (("common", _COMMON_ERROR), ("detailed", _DETAILED_ERROR))
+}

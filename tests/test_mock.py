@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from mock_server import Behaviour, Fault, MockKustomer, PortTakenError, make_records
-from mock_server.api import ROLES, SEARCH_ROLE
+from mock_server.behaviour import ROLES, SEARCH_ROLE
 from mock_server.records import TABLES, time_text
 from tests import schemas
 from tests.support import mock
@@ -101,7 +101,7 @@ def test_a_missing_role_is_refused(status):
     with mock(RECORDS, roles=ROLES - {SEARCH_ROLE}, missing_role_status=status) as bare:
         answer = call(bare, SEARCH, search_body())
         assert answer.status_code == status
-        jsonschema.validate(answer.json(), schemas.ERROR)
+        jsonschema.validate(answer.json(), schemas.ERRORS["common"])
         assert call(bare, "/v1/messages").status_code == 200
     with mock(RECORDS, roles=ROLES - {"org.permission.message.read"}) as bare:
         assert call(bare, "/v1/messages").status_code == 403
@@ -113,7 +113,7 @@ def test_a_missing_role_is_refused(status):
     "change",
     [
         {"queryContext": "dragon"},
-        {"queryContext": "company"},
+        {"queryContext": "company", "and": [{"company_updated_at": {"gte": "1"}}]},
         {"and": [{"customer_shoe_size": {"gte": "1"}}]},
         {"and": [{"customer_updated_at": {"near": "1"}}]},
         {"sort": [{"message_updated_at": "asc"}]},
@@ -123,7 +123,7 @@ def test_a_missing_role_is_refused(status):
 def test_search_refuses_what_it_does_not_know(server, change):
     answer = call(server, SEARCH, {**search_body(), **change})
     assert answer.status_code == 400
-    jsonschema.validate(answer.json(), schemas.ERROR)
+    jsonschema.validate(answer.json(), schemas.ERRORS["common"])
 
 
 @pytest.mark.parametrize("kind", ["created", "updated"])
@@ -158,7 +158,8 @@ def test_search_sorts_both_ways_and_by_both_times(server):
 
 def test_search_ends_at_a_hundred_pages(server):
     page = call(server, SEARCH, search_body("message"), page=100, pageSize=10).json()
-    assert page["links"]["next"] is None and page["meta"]["total"] == 1500
+    # The link leads to page 101 all the same.
+    assert "page=101&" in page["links"]["next"] + "&" and page["meta"]["total"] == 1500
     assert call(server, SEARCH, search_body("message"), page=101, pageSize=10).status_code == 400
 
 
@@ -169,6 +170,171 @@ def test_search_knows_the_last_two_years_only():
         recent = [r for r in old["customers"].values() if r["attributes"]["updatedAt"] >= horizon]
         page = call(server, SEARCH, search_body(includeDeleted=True), pageSize=500).json()
     assert 0 < len(recent) < 50 and page["meta"]["total"] == len(recent)
+
+
+def updated_since(server, context: str, **more) -> requests.Response:
+    return call(server, SEARCH, search_body(context, **more), pageSize=500)
+
+
+def test_companies_can_be_searched_in_one_of_four_ways():
+    with mock(RECORDS, company_search="knows") as server:
+        assert updated_since(server, "company").json()["meta"]["total"] == 150
+        server.behaviour.company_search = "refuses_attribute"
+        assert updated_since(server, "company").status_code == 400
+        by_creation = {"and": [{"company_created_at": {"gte": "2"}}], "queryContext": "company"}
+        assert call(server, SEARCH, by_creation).json()["meta"]["total"] == 150
+        server.behaviour.company_search = "refuses_context"
+        assert call(server, SEARCH, by_creation).status_code == 400
+        server.behaviour.company_search = "finds_nothing"
+        answer = updated_since(server, "company").json()
+        assert answer["data"] == [] and answer["meta"]["total"] == 0
+
+
+def test_criteria_may_be_about_another_object(server):
+    body = search_body()
+    body["and"].append({"conversation_status": {"gte": "open"}})
+    assert call(server, SEARCH, body).json()["meta"]["total"] > 500
+
+
+def test_a_sort_that_is_not_for_its_context_is_ignored_or_refused():
+    with mock(RECORDS, sort_contexts=frozenset({"customer"})) as server:
+        customers = [
+            r["attributes"]["updatedAt"] for r in updated_since(server, "customer").json()["data"]
+        ]
+        messages = [
+            r["attributes"]["updatedAt"] for r in updated_since(server, "message").json()["data"]
+        ]
+        assert customers == sorted(customers) and messages != sorted(messages)
+        server.behaviour.unsorted_order = "insertion"
+        found = [r["id"] for r in updated_since(server, "message").json()["data"]]
+        assert found == list(RECORDS["messages"])[:500]
+        server.behaviour.other_sorts = "refuse"
+        assert updated_since(server, "message").status_code == 400
+        assert updated_since(server, "message", sort=[]).status_code == 200
+
+
+def test_search_may_do_without_the_objects_own_role():
+    roles = frozenset({SEARCH_ROLE})
+    with mock(RECORDS, roles=roles, search_needs_object_role=False) as server:
+        assert updated_since(server, "message").status_code == 200
+
+
+def test_a_reset_can_come_with_every_answer():
+    with mock(RECORDS, reset_on_every_answer=True) as server:
+        answer = call(server, "/v1/brands")
+    assert 0 < int(answer.headers["x-ratelimit-reset"]) - time.time() <= 61
+
+
+@pytest.mark.parametrize("form", ["common", "detailed"])
+def test_errors_come_in_both_documented_forms(form):
+    with mock(RECORDS, error_form=form) as server:
+        answer = call(server, SEARCH, {"queryContext": "dragon"})
+    jsonschema.validate(answer.json(), schemas.ERRORS[form])
+    assert form == "detailed" or answer.json()["errors"][0]["code"] == "bad_request"
+
+
+def test_lists_may_show_what_is_deleted():
+    with mock(RECORDS, lists_show_deleted=True) as server:
+        total = call(server, "/v1/customers").json()["meta"]["total"]
+        assert total == len(RECORDS["customers"])
+        server.behaviour.lists_show_deleted = False
+        assert call(server, "/v1/customers").json()["meta"]["total"] < total
+
+
+def test_lists_may_come_by_the_time_of_their_last_update():
+    with mock(RECORDS, list_order="updated") as server:
+        page = call(server, "/v1/messages").json()
+    times = [record["attributes"]["updatedAt"] for record in page["data"]]
+    assert times == sorted(times)
+
+
+def test_a_hidden_record_is_counted_and_not_shown():
+    hidden = {list(RECORDS["messages"])[3]}
+    with mock(RECORDS, hidden=hidden) as server:
+        body = search_body("message")
+        pages = [call(server, SEARCH, body, page=n, pageSize=500).json() for n in (1, 2, 3)]
+    assert {page["meta"]["total"] for page in pages} == {1500}
+    shown = [record["id"] for page in pages for record in page["data"]]
+    assert len(shown) == 1499 and hidden.isdisjoint(shown)
+
+
+def test_counts_and_pages_of_search_may_end():
+    with mock(RECORDS, search_window=1000) as server:
+        body = search_body("message")
+        page = call(server, SEARCH, body, page=2, pageSize=500).json()
+        assert page["meta"]["total"] == 1000 and page["links"]["next"]
+        assert call(server, SEARCH, body, page=3, pageSize=500).status_code == 400
+
+
+def test_lists_may_end_before_their_records_do():
+    with mock(RECORDS, list_window=300) as server:
+        assert call(server, "/v1/messages", page=3).json()["links"]["next"] is None
+        assert call(server, "/v1/messages", page=4).json()["data"] == []
+        server.behaviour.list_window_status = 504
+        assert call(server, "/v1/messages", page=3).json()["links"]["next"]
+        assert call(server, "/v1/messages", page=4).status_code == 504
+
+
+def test_a_hit_may_be_newer_than_its_place():
+    with mock(RECORDS, index_lag_seconds=3600.0, shows_current=True) as server:
+        first = server.store.keys("customers")[0][1]
+        server.store.change("customers", first, name="Changed")
+        page = updated_since(server, "customer", includeDeleted=True).json()
+    record = page["data"][0]
+    assert record["id"] == first and record["attributes"]["name"] == "Changed"
+
+
+@pytest.mark.parametrize(
+    ("rules", "asked", "number", "shown"),
+    [
+        ({"forced_page_size": 25}, 100, 25, 25),
+        ({"page_size_limit": 50}, 100, 50, 50),
+        ({"page_size_limit": 50}, 20, 20, 20),
+        ({"page_size_limit": 50, "page_size_shown": "asked"}, 100, 50, 100),
+        ({"page_size_limit": 50, "page_size_shown": "absent"}, 100, 50, None),
+        ({"allowed_page_sizes": frozenset({100})}, 100, 100, 100),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/messages", SEARCH])
+def test_page_sizes_may_be_limited_or_ignored_and_shown_or_not(path, rules, asked, number, shown):
+    with mock(RECORDS, **rules) as server:
+        body = search_body("message") if path == SEARCH else None
+        page = call(server, path, body, pageSize=asked).json()
+        second = call(server, path, body, pageSize=asked, page=2).json()
+    assert len(page["data"]) == number and page["meta"].get("pageSize") == shown
+    ids = [[record["id"] for record in found["data"]] for found in (page, second)]
+    assert set(ids[0]).isdisjoint(ids[1])
+
+
+def test_a_page_size_that_is_not_allowed_is_refused():
+    with mock(RECORDS, allowed_page_sizes=frozenset({25, 100})) as server:
+        assert call(server, "/v1/messages", pageSize=99).status_code == 400
+        assert call(server, "/v1/messages").status_code == 200
+
+
+def test_links_and_counts_may_be_missing():
+    with mock(RECORDS, shows_links=False, shows_total=False) as server:
+        page = updated_since(server, "message").json()
+    assert "links" not in page and "total" not in page["meta"]
+
+
+def test_its_clock_may_be_behind():
+    with mock(RECORDS, clock_offset_seconds=-900) as server:
+        changed = server.store.listed("customers")[0]
+        server.store.change("customers", changed, name="Changed")
+        date = parsedate_to_datetime(call(server, "/v1/brands").headers["Date"])
+        updated = server.store.records("customers")[changed]["attributes"]["updatedAt"]
+    assert timedelta(minutes=14) < datetime.now(timezone.utc) - date < timedelta(minutes=16)
+    assert updated < time_text(datetime.now(timezone.utc) - timedelta(minutes=14))
+
+
+def test_an_answer_can_drip(monkeypatch):
+    with mock({}) as server:
+        pauses = []
+        monkeypatch.setattr(server, "pause", pauses.append)
+        server.order(Fault("drip", seconds=5))
+        answer = call(server, "/v1/brands")
+        assert answer.json()["data"] == [] and pauses == [5] * len(answer.content)
 
 
 @pytest.mark.parametrize(("path", "maximum"), [("/v1/messages", 100), (SEARCH, 500)])
@@ -241,6 +407,14 @@ def test_records_are_as_odd_as_real_ones():
     assert any(customer.get("name", "") is None for customer in customers)
     assert any(customer.get("deleted") for customer in customers)
     assert any("custom" in customer for customer in customers)
+    assert {customer.get("deleted", "absent") for customer in customers} == {True, False, "absent"}
+    related = [
+        relation for r in records["customers"].values() for relation in r["relationships"].values()
+    ]
+    assert any("data" not in relation for relation in related)
+    assert sum("body" in message for message in messages) < len(messages) / 5
+    assert any("subject" in message["meta"] and "subject" not in message for message in messages)
+    assert {type(message.get("assignedUsers")) for message in messages} == {list, type(None)}
     assert any("company" not in r["relationships"] for r in records["customers"].values())
     year_ago = time_text(datetime.now(timezone.utc) - timedelta(days=365))
     assert any(customer["createdAt"] < year_ago for customer in customers)
@@ -408,7 +582,7 @@ def test_faults_and_behaviour_can_be_ordered_from_the_command_line():
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--fault", "earthquake"], ["--fault", "503:colour=red"], ["--ignore", "all"]]
+    "wrong", [["--fault", "earthquake"], ["--fault", "503:colour=red"], ["--list-order", "all"]]
 )
 def test_a_wrong_order_is_an_error_and_no_traceback(wrong):
     run = run_mock(*wrong)

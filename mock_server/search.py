@@ -1,0 +1,162 @@
+"""What a search finds: criteria, order, and what the index does not show.
+
+Written from https://developer.kustomer.com/docs/concepts/search.
+"""
+
+import bisect
+import re
+from datetime import timedelta
+from typing import List, NamedTuple, Optional, Tuple
+
+from mock_server.behaviour import CONTEXTS, Behaviour
+from mock_server.records import scattered, time_text
+
+_BODY_FIELDS = frozenset(
+    "and or not sort aggs fields searchHash queryContext includeDeleted timeZone".split()
+)
+_OPERATORS = {
+    "gt": lambda value, bound: value > bound,
+    "gte": lambda value, bound: value >= bound,
+    "lt": lambda value, bound: value < bound,
+    "lte": lambda value, bound: value <= bound,
+}
+# Criteria may be about any object; what they are about is a choice of what Kustomer documents.
+_ATTRIBUTE = re.compile(
+    r"(customer|company|message|conversation|note)_(updated_at|created_at|status|channel)"
+)
+# Later than any updatedAt, and above any id.
+_HIGH = "\U0010ffff"
+# https://developer.kustomer.com/docs/concepts/search: older records are out of search's sight.
+_HORIZON = timedelta(days=730)
+
+Key = Tuple[str, str]
+
+
+class QueryError(Exception):
+    """A search that Kustomer refuses: code, message, and the part that is wrong."""
+
+
+class Criterion(NamedTuple):
+    """A bound on an attribute."""
+
+    attribute: str
+    operator: str
+    bound: str
+
+
+class Query(NamedTuple):
+    """A search's body, checked. `sort` is an attribute and a direction, or None."""
+
+    context: str
+    criteria: List[Criterion]
+    sort: Optional[Tuple[str, str]]
+    include_deleted: bool
+
+
+def parse_query(body, rules: Behaviour) -> Query:
+    """Return the query of a search's body, or raise QueryError."""
+    body = body if isinstance(body, dict) else {}
+    unknown = sorted(set(body) - _BODY_FIELDS)
+    if unknown:
+        raise QueryError("invalid_body", "Unknown field", unknown[0])
+    context = body.get("queryContext", "customer")
+    refused = context == "company" and rules.company_search == "refuses_context"
+    if context not in CONTEXTS or refused:
+        raise QueryError("invalid_context", "Unknown queryContext", "queryContext")
+    return Query(
+        context,
+        list(_criteria(body, rules)),
+        _sort_of(body, context, rules),
+        body.get("includeDeleted") is True,
+    )
+
+
+def _entries(given) -> list:
+    return given if isinstance(given, list) else [given]
+
+
+def _criteria(body: dict, rules: Behaviour):
+    for criterion in _entries(body.get("and", [])):
+        for attribute, condition in criterion.items():
+            _check_attribute(attribute, rules)
+            for operator, bound in condition.items():
+                if operator not in _OPERATORS:
+                    raise QueryError("invalid_operator", "Unknown operator", operator)
+                yield Criterion(attribute, operator, str(bound))
+
+
+def _check_attribute(attribute: str, rules: Behaviour) -> None:
+    refused = attribute == "company_updated_at" and rules.company_search == "refuses_attribute"
+    if refused or not _ATTRIBUTE.fullmatch(attribute):
+        raise QueryError("invalid_attribute", "Unknown attribute", attribute)
+
+
+def _sort_of(body: dict, context: str, rules: Behaviour) -> Optional[Tuple[str, str]]:
+    """Return what a search is sorted by, None where its sort is ignored."""
+    given = [pair for entry in _entries(body.get("sort") or []) for pair in entry.items()]
+    if not given:
+        return None
+    attribute, direction = given[0]
+    _check_attribute(attribute, rules)
+    sorts = context in rules.sort_contexts
+    known = attribute in (f"{context}_updated_at", f"{context}_created_at")
+    if not known or (not sorts and rules.other_sorts == "refuse"):
+        raise QueryError("invalid_sort", "Sorting by this attribute is unavailable", attribute)
+    return (attribute, direction) if sorts else None
+
+
+class Finder:
+    """Answers queries from a store's search index."""
+
+    def __init__(self, store, rules: Behaviour):
+        self._store, self._rules = store, rules
+
+    def find(self, query: Query) -> List[Key]:
+        """Return the (updatedAt, id) of all records that match, in the order of the answer."""
+        table, own = CONTEXTS[query.context], f"{query.context}_updated_at"
+        if query.context == "company" and self._rules.company_search == "finds_nothing":
+            return []
+        low, high, others = "", _HIGH, []
+        for criterion in [] if "filter" in self._rules.ignores else query.criteria:
+            attribute, operator, bound = criterion
+            if attribute != own:
+                others.append(criterion)
+            elif operator in ("gt", "gte"):
+                low = max(low, bound + (_HIGH if operator == "gt" else ""))
+            else:
+                high = min(high, bound + (_HIGH if operator == "lte" else ""))
+        keys = self._store.keys(table)
+        low = max(low, time_text(self._rules.now() - _HORIZON))
+        found = keys[bisect.bisect_left(keys, (low, "")) : bisect.bisect_left(keys, (high, ""))]
+        if others or not query.include_deleted:
+            found = [key for key in found if self._matches(table, key[1], query, others)]
+        return self._ordered(table, found, query.sort)
+
+    def _ordered(self, table: str, found: List[Key], sort: Optional[Tuple[str, str]]) -> List[Key]:
+        if sort is None:
+            if self._rules.unsorted_order == "scattered":
+                return sorted(found, key=lambda key: scattered(key[1]))
+            places = self._store.insertion_order(table)
+            return sorted(found, key=lambda key: places.get(key[1], -1))
+        attribute, direction = sort
+        if attribute.endswith("_created_at"):
+            found.sort(key=lambda key: self._value(table, key[1], attribute))
+        return found if direction == "asc" else found[::-1]
+
+    def _matches(
+        self, table: str, record_id: str, query: Query, criteria: List[Criterion]
+    ) -> bool:
+        attributes = self._store.indexed(table, record_id)["attributes"]
+        if attributes.get("deleted") is True and not query.include_deleted:
+            return False
+        # What is asked of other objects is not held here, and so is taken to match.
+        return all(
+            _OPERATORS[operator](self._value(table, record_id, attribute), bound)
+            for attribute, operator, bound in criteria
+            if attribute.startswith(f"{query.context}_")
+        )
+
+    def _value(self, table: str, record_id: str, attribute: str) -> str:
+        head, *rest = attribute.partition("_")[2].split("_")
+        name = head + "".join(word.title() for word in rest)
+        return str(self._store.indexed(table, record_id)["attributes"].get(name, ""))
