@@ -1,7 +1,17 @@
 """Kustomer's customers, companies, brands and messages for a Fivetran destination.
 
-The order of this file: constants, errors, configuration, time, HTTP, pagination, record mapping,
-table generators, sync, schema, setup form.
+Each section can be read alone and opens with what it guarantees to the sections above it:
+
+    Reading a record     how a column's value is found in a record
+    Tables               what is copied: one declaration and one generator for each table
+    Settings             the configuration: what is allowed, and what a wrong value is told
+    Sync                 schema() and update(): from rows to the destination, state, log
+    Rows                 from pages of records to pages of rows; search or list
+    Search               finding changed records by slices of time
+    Lists                reading a list that moves while it is read
+    Requests             one HTTP exchange, its retries and its waits
+    Time                 timestamps, windows and clocks
+    Setup form           what Fivetran shows when a connection is set up
 """
 
 import contextlib
@@ -9,17 +19,22 @@ import difflib
 import gc
 import ipaddress
 import json
+import math
 import operator
 import random
 import re
+import socket
+import ssl
+import threading
 import time
-from bisect import bisect_left, bisect_right
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, field
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as DeadlineError
+from dataclasses import astuple, dataclass, field, make_dataclass
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from functools import lru_cache, partial
+from typing import Any, Callable, Iterator, NamedTuple
 from urllib.parse import urlsplit
 
 import requests
@@ -27,299 +42,21 @@ from fivetran_connector_sdk import ConfigurationForm, Connector, Test, form_fiel
 from fivetran_connector_sdk import Logging as log
 from fivetran_connector_sdk import Operations as op
 
-VERSION = "1.0.0"
-
-# --------------------------------------------------------------------------------------------
-# Constants
-# --------------------------------------------------------------------------------------------
-
-__DEFAULT_ORIGIN = "https://api.kustomerapp.com"
-__KUSTOMER_DOMAIN = "kustomerapp.com"
-
-# https://developer.kustomer.com/docs/concepts/pagination, read 2026-11-23: most lists give at
-# most 100 records a page, search 500.
-__LIST_PAGE_MAX_RECORDS = 100
-__SEARCH_PAGE_MAX_RECORDS = 500
-# A page of search is trusted when its order is right, and one of a list when it joins the page
-# before: a record or two are in order by chance too often, and pages of few can join no others.
-__PAGE_MIN_RECORDS = 20
-# https://developer.kustomer.com/docs/concepts/search, read 2026-11-23: at most 100 pages a
-# query, and only records updated in the last two years.
-__SEARCH_MAX_PAGES = 100
-__SEARCH_HORIZON = timedelta(days=2 * 365)
-# Records only ever leave a moment, so passes over it come to agree soon.
-__MOMENT_MAX_PASSES = 20
-# Answers by which search says that it will not serve this query.
-__SEARCH_REFUSALS = frozenset({400, 401, 403, 404, 405, 422})
-__MISSING_ROLE_STATUSES = frozenset({401, 403})
-__SEARCH_PATH = "/v1/customers/search"
-__SEARCH_ROLE = "org.permission.search.create (legacy org.user.search.read)"
-__KEY_PATH = "/v1/users/current"
-# https://developer.kustomer.com/docs/get-started/quickstart, read 2026-11-23: the roles of a key
-# cannot be changed once it is made.
-__NEW_KEY = (
-    "Make a key with this role added, under Settings > Security > API Keys; the roles of a key "
-    "cannot be changed."
-)
-
-# A list that gives nothing new for this many requests in a row is not going to end.
-__LIST_MAX_BARREN_PAGES = 12
-
-# Two pages of parsed records stay well below this many objects.
-__COLLECT_GARBAGE_FROM_OBJECTS = 200_000
-
-# Covers the lag of the search index and clocks that disagree.
-__OVERLAP = timedelta(minutes=10)
-__CHECKPOINT_EVERY_ROWS = 5_000
-__LOG_EVERY_SECONDS = 30.0
-
-__BACKOFF_BASE_SECONDS = 1.0
-__BACKOFF_MAX_SECONDS = 60.0
-__RATE_LIMIT_MAX_WAIT_SECONDS = 120.0
-__RATE_LIMIT_MAX_TOTAL_SECONDS = 900.0
-# Clients that wait for the same reset must not all come back in the same instant.
-__RATE_LIMIT_JITTER_SHARE = 0.05
-# x-ratelimit-reset: at or above the first value it is epoch milliseconds, at or above the second
-# epoch seconds, below it seconds left.
-__EPOCH_MILLISECONDS_FROM = 1e11
-__EPOCH_SECONDS_FROM = 1e8
-
-__READ_BYTES = 128 * 1024
-__API_MESSAGE_MAX_CHARACTERS = 300
-__SHOWN_VALUE_MAX_CHARACTERS = 60
-
-
-class Table(NamedTuple):
-    """A destination table and where Kustomer keeps its records.
-
-    `search` is the query context of the table's object, or None where search cannot find its
-    changes. A `mirrored` table is truncated before it is delivered. `columns` maps each column to
-    its Fivetran type, `times` each time column to the record's attribute.
-    """
-
-    name: str
-    path: str
-    role: str
-    columns: Dict[str, str]
-    times: Dict[str, str]
-    search: Optional[str] = None
-    mirrored: bool = False
-
-
-__CHANGE_TIMES = {"created_at": "createdAt", "updated_at": "updatedAt"}
-
-TABLES = (
-    Table(
-        name="customers",
-        path="/v1/customers",
-        role="org.permission.customer.read (legacy org.user.customer.read)",
-        search="customer",
-        times=__CHANGE_TIMES,
-        columns={
-            "id": "STRING",
-            "name": "STRING",
-            "email": "STRING",
-            "phone": "STRING",
-            "company_id": "STRING",
-            "external_id": "STRING",
-            "verified": "BOOLEAN",
-            "locked": "BOOLEAN",
-            "emails": "STRING",
-            "phones": "STRING",
-            "tags": "STRING",
-            "custom": "STRING",
-            "deleted": "BOOLEAN",
-            "created_at": "UTC_DATETIME",
-            "updated_at": "UTC_DATETIME",
-        },
-    ),
-    Table(
-        name="companies",
-        path="/v1/companies",
-        role="org.permission.company.read (legacy org.user.company.read)",
-        times=__CHANGE_TIMES,
-        columns={
-            "id": "STRING",
-            "name": "STRING",
-            "website": "STRING",
-            "domains": "STRING",
-            "external_id": "STRING",
-            "tags": "STRING",
-            "custom": "STRING",
-            "deleted": "BOOLEAN",
-            "created_at": "UTC_DATETIME",
-            "updated_at": "UTC_DATETIME",
-        },
-    ),
-    Table(
-        name="brands",
-        path="/v1/brands",
-        role="org.permission.brand.read (legacy org.user.brand.read)",
-        mirrored=True,
-        times=__CHANGE_TIMES,
-        columns={
-            "id": "STRING",
-            "name": "STRING",
-            "display_name": "STRING",
-            "website_url": "STRING",
-            "icon_url": "STRING",
-            "is_default": "BOOLEAN",
-            "created_at": "UTC_DATETIME",
-            "updated_at": "UTC_DATETIME",
-        },
-    ),
-    Table(
-        name="messages",
-        path="/v1/messages",
-        role="org.permission.message.read (legacy org.user.message.read)",
-        search="message",
-        times={**__CHANGE_TIMES, "sent_at": "sentAt"},
-        columns={
-            "id": "STRING",
-            "conversation_id": "STRING",
-            "customer_id": "STRING",
-            "channel": "STRING",
-            "direction": "STRING",
-            "message_type": "STRING",
-            "status": "STRING",
-            "subject": "STRING",
-            "body": "STRING",
-            "app": "STRING",
-            "source": "STRING",
-            "meta": "STRING",
-            "custom": "STRING",
-            "sent_at": "UTC_DATETIME",
-            "created_at": "UTC_DATETIME",
-            "updated_at": "UTC_DATETIME",
-        },
-    ),
-)
-__CUSTOMERS, __COMPANIES, __BRANDS, __MESSAGES = TABLES
-
-
-class Setting(NamedTuple):
-    """A configuration key: how its text is read, its default, and how the setup form shows it.
-
-    `kind` is "key", "integer", "switch" or "origin"; `lowest` and `highest` bound an integer.
-    """
-
-    name: str
-    kind: str
-    default: Any
-    label: str
-    description: str
-    placeholder: str = ""
-    lowest: int = 0
-    highest: int = 0
-
-
-SETTINGS = (
-    Setting(
-        "api_key",
-        "key",
-        None,
-        "API key",
-        "Made in Kustomer under Settings > Security > API Keys, with roles to read customers, "
-        "companies, brands and messages, and to search.",
-        placeholder="eyJ...",
-    ),
-    Setting(
-        "base_url",
-        "origin",
-        __DEFAULT_ORIGIN,
-        "Kustomer address",
-        "US: https://api.kustomerapp.com (default). EU: https://api.prod2.kustomerapp.com. "
-        "India: https://api.prod4.kustomerapp.com. Or the name or address of your organization.",
-        placeholder=__DEFAULT_ORIGIN,
-    ),
-    Setting(
-        "initial_sync_days",
-        "integer",
-        90,
-        "Days of history",
-        "How many days back the first sync looks for changed records: 1 to 365, 90 by default.",
-        placeholder="90",
-        lowest=1,
-        highest=365,
-    ),
-    Setting(
-        "sync_frequency_hours",
-        "integer",
-        None,
-        "Hours between reads of a table",
-        "A table read less than this many hours ago is left for a later sync: 1 to 168. When "
-        "empty, every sync reads every table.",
-        placeholder="not set",
-        lowest=1,
-        highest=168,
-    ),
-    Setting(
-        "max_records_per_page",
-        "integer",
-        500,
-        "Records per page",
-        "How many records to ask for at once: 1 to 1000, 500 by default. Lists never get more "
-        "than 100, searches never more than 500.",
-        placeholder="500",
-        lowest=1,
-        highest=1000,
-    ),
-    Setting(
-        "request_timeout_seconds",
-        "integer",
-        30,
-        "Request timeout in seconds",
-        "How long to wait for Kustomer to answer: 1 to 300 seconds, 30 by default.",
-        placeholder="30",
-        lowest=1,
-        highest=300,
-    ),
-    Setting(
-        "retry_attempts",
-        "integer",
-        3,
-        "Retries",
-        "How often a failed request is sent again: 0 to 10 times, 3 by default. Waits for the "
-        "rate limit do not count.",
-        placeholder="3",
-        lowest=0,
-        highest=10,
-    ),
-    Setting(
-        "enable_incremental_sync",
-        "switch",
-        True,
-        "Incremental sync",
-        "On (default): read what changed since the last sync. Off: read everything each time.",
-    ),
-    Setting(
-        "enable_debug_logging",
-        "switch",
-        False,
-        "Debug logging",
-        "On: one log line for each request. Off by default.",
-    ),
-)
-# A text that no kind of setting takes, for values that are no text.
-__UNREADABLE = "\0"
-__SWITCH_WORDS = {
-    **dict.fromkeys(("true", "yes", "on", "1"), True),
-    **dict.fromkeys(("false", "no", "off", "0"), False),
-}
-
-# --------------------------------------------------------------------------------------------
-# Errors
-# --------------------------------------------------------------------------------------------
+VERSION = "1.1.0"
 
 
 class KustomerError(Exception):
-    """Kustomer did not give what the sync needs; the text says what happened and what to do."""
+    """A table cannot be read; the text says what happened and what to do about it."""
+
+
+class SyncStoppedError(KustomerError):
+    """No table can be read any more, so that the sync ends at once."""
 
 
 class RefusedError(KustomerError):
-    """Kustomer refused a request with a status that no retry changes.
+    """Kustomer refused a request with a status that retrying cannot change.
 
-    `status` is the HTTP status, `reason` what the API said of it.
+    `status` is the HTTP status, `reason` what Kustomer's error message says.
     """
 
     def __init__(self, message: str, status: int, reason: str):
@@ -331,130 +68,469 @@ class RefusedError(KustomerError):
         return self.args[0]
 
 
-class MalformedError(KustomerError):
-    """Kustomer answered with JSON that is not what its documentation says."""
-
-
-class MissingRoleError(KustomerError):
-    """The API key may not read a table; the text names the role to add."""
-
-
-class TransientError(Exception):
-    """A request failed in a way that may pass; the text is its cause. Never leaves the HTTP
-    section."""
-
-
-class RateLimitError(Exception):
-    """A request was answered 429. `headers` are the answer's. Never leaves the HTTP section."""
-
-    def __init__(self, headers):
-        super().__init__(headers)
-        self.headers = headers
-
-
 class SearchUnusableError(Exception):
-    """Search cannot be relied on for a table; the text says why. The table's list can."""
+    """Search cannot serve a table, which is then read from its list; the text says why."""
 
 
-class SearchRoleMissingError(SearchUnusableError):
-    """Search was refused as it is for want of a role; the table's own list tells which."""
+class SearchRefusedError(SearchUnusableError):
+    """Search refuses a table, and will refuse it in the next sync as well."""
+
+
+class PageSizeError(Exception):
+    """A list does not give pages of the size asked for, and is read another way."""
+
+
+class TryAgainError(Exception):
+    """Internal: retried by `execute_api_request`, never raised to callers. The text is the cause."""
+
+
+class RateLimitError(TryAgainError):
+    """Internal, like TryAgainError: a 429, whose headers are the argument."""
 
 
 # --------------------------------------------------------------------------------------------
-# Configuration
+# Reading a record
+#
+# A column is its Fivetran type, the attribute it comes from, and how that is converted. What a
+# record does not have is None: Kustomer leaves an attribute without a value out, or sends null, "",
+# [] or {}. Nothing here raises, whatever the record holds.
+# --------------------------------------------------------------------------------------------
+
+__LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+__compact_json = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":"), check_circular=False
+).encode
+__FLAG_WORDS = {"true": True, "false": False}
+
+
+class Column(NamedTuple):
+    """A column: its Fivetran type, the attribute it comes from (None: the record itself), how the
+    attribute's value is converted, and the column that is read where that gives None."""
+
+    type: str
+    source: str | None
+    convert: Callable[[Any], Any]
+    otherwise: "Column | None" = None
+
+
+def __attributes(record) -> dict:
+    """Return a record's attributes; a record that comes flat is its own attributes."""
+    if not isinstance(record, dict):
+        return {}
+    attributes = record.get("attributes")
+    return attributes if isinstance(attributes, dict) else record
+
+
+def __record_id(record) -> str | None:
+    """Return a record's id as text, or None when it has none."""
+    value = record.get("id") if isinstance(record, dict) else None
+    if isinstance(value, str):
+        return value or None
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def __updated_at(record) -> datetime | None:
+    return __parse_time(__attributes(record).get("updatedAt"))
+
+
+def __version(record) -> tuple[str | None, str]:
+    """Return what identifies a record as it is now: another update is another version."""
+    return __record_id(record), str(__attributes(record).get("updatedAt"))
+
+
+def __text(value) -> str | None:
+    """Return a value as a STRING column takes it: text unchanged, anything else as JSON."""
+    if not isinstance(value, str):
+        if value is None or value == [] or value == {}:
+            return None
+        value = __compact_json(value)
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            # Half of a surrogate pair is valid in JSON, but no destination can store it.
+            return __LONE_SURROGATE.sub("\ufffd", value)
+    return value or None
+
+
+def __flag(value) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    return __FLAG_WORDS.get(value.lower()) if isinstance(value, str) else None
+
+
+def __time(value) -> str | None:
+    """Return a time as Kustomer writes it, in UTC, or None when it cannot be read."""
+    return __read_time(value)[1] if isinstance(value, str) else None
+
+
+def __related_id(record: dict, name: str) -> str | None:
+    """Return the id of a related record. Its type is ignored: Kustomer names some wrongly."""
+    relationships = record.get("relationships")
+    relation = relationships.get(name) if isinstance(relationships, dict) else None
+    return __record_id(relation.get("data")) if isinstance(relation, dict) else None
+
+
+def __first_of(entries, name: str, preferred: tuple[str, Any] | None = None):
+    """Return `name` of the first entry that has it, or of the first one with the preferred
+    attribute value. An entry that is text stands for itself."""
+    first = None
+    for entry in entries if isinstance(entries, list) else ():
+        value = entry.get(name) if isinstance(entry, dict) else entry
+        if not value or not isinstance(entry, (dict, str)):
+            continue
+        if preferred is None:
+            return value
+        if isinstance(entry, dict) and entry.get(preferred[0]) == preferred[1]:
+            return value
+        first = first or value
+    return first
+
+
+# The kinds of columns. Names are Kustomer's attribute names.
+
+
+def text(name: str, otherwise: Column | None = None) -> Column:
+    """An attribute as text."""
+    return Column("STRING", name, __text, otherwise)
+
+
+def as_json(name: str) -> Column:
+    """A nested attribute as JSON text. The column is a STRING, because any destination takes it."""
+    return Column("STRING", name, __text)
+
+
+def flag(name: str) -> Column:
+    """A boolean, also where it comes as the text true or false."""
+    return Column("BOOLEAN", name, __flag)
+
+
+def time_of(name: str) -> Column:
+    """A time in UTC."""
+    return Column("UTC_DATETIME", name, __time)
+
+
+def inside(name: str, inner: str) -> Column:
+    """The text of an attribute inside a nested attribute."""
+    return Column(
+        "STRING", name, lambda value: __text(value.get(inner)) if isinstance(value, dict) else None
+    )
+
+
+def related(name: str, otherwise: Column) -> Column:
+    """The id of a related record."""
+    return Column("STRING", None, lambda record: __related_id(record, name), otherwise)
+
+
+def reference(name: str, otherwise: Column | None = None) -> Column:
+    """An attribute that holds an id as text, as records do that come flat."""
+    return Column(
+        "STRING", name, lambda value: __text(value) if isinstance(value, str) else None, otherwise
+    )
+
+
+def first_of(name: str, entry_name: str, preferred: tuple[str, Any] | None = None) -> Column:
+    """One value of a list of objects: that of the first entry with the preferred attribute value,
+    else of the first entry."""
+    return Column("STRING", name, lambda value: __text(__first_of(value, entry_name, preferred)))
+
+
+def each_of(name: str, entry_name: str) -> Column:
+    """One value of each entry of a list, as a JSON array; entries may be objects or texts."""
+
+    def convert(entries) -> str | None:
+        if not isinstance(entries, list):
+            return __text(entries)
+        values = (e.get(entry_name) if isinstance(e, dict) else e for e in entries)
+        return __text([value for value in values if value])
+
+    return Column("STRING", name, convert)
+
+
+RECORD_ID = Column("STRING", None, __record_id)
+CHANGE_TIMES = {"created_at": time_of("createdAt"), "updated_at": time_of("updatedAt")}
+
+# --------------------------------------------------------------------------------------------
+# Tables
+#
+# A table is declared once: schema, rows, setup tests and errors all read the declaration. To add a
+# column, add it to `columns`; to add a table, add a declaration, its generator, and both to
+# GENERATORS.
 # --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The checked configuration; the fields are its keys."""
+class Table:
+    """A destination table, and where Kustomer keeps its records.
 
-    api_key: str = field(repr=False)
-    sync_frequency_hours: Optional[int]
-    initial_sync_days: int
-    max_records_per_page: int
-    request_timeout_seconds: int
-    retry_attempts: int
-    enable_incremental_sync: bool
-    enable_debug_logging: bool
-    base_url: str
+    `object_name` names the object in the role that the API key needs. `search` is the query
+    context in which search finds changed records, or None where it cannot. A `mirrored` table is
+    read whole and truncated before it is delivered. `columns` are in the destination's order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        object_name: str,
+        columns: dict[str, Column],
+        search: str | None = None,
+        mirrored: bool = False,
+    ):
+        self.name = name
+        self.path = f"/v1/{name}"
+        # https://developer.kustomer.com/docs/get-started/authentication, read 2026-11-23.
+        self.role = f"org.permission.{object_name}.read (legacy org.user.{object_name}.read)"
+        self.columns = columns
+        self.search = search
+        self.mirrored = mirrored
+        self.readers = [(column, *declared) for column, declared in columns.items()]
+        # Columns whose values can be unreadable.
+        self.typed = [
+            (name, kind.source) for name, kind in columns.items() if kind.type != "STRING"
+        ]
 
 
-def parse_configuration(configuration: Optional[dict]) -> Settings:
-    """Check the whole configuration and return it with defaults filled in.
+CUSTOMERS = Table(
+    "customers",
+    object_name="customer",
+    search="customer",
+    # https://developer.kustomer.com/api/core-resources/get-customers
+    columns={
+        "id": RECORD_ID,
+        "name": text("name", text("displayName")),
+        "email": first_of("emails", "email", ("verified", True)),
+        "phone": first_of("phones", "phone"),
+        "company_id": related("company", reference("companyId", reference("company"))),
+        "external_id": text("externalId", first_of("externalIds", "externalId")),
+        "verified": flag("verified"),
+        "locked": flag("locked"),
+        "emails": as_json("emails"),
+        "phones": as_json("phones"),
+        "tags": as_json("tags"),
+        "custom": as_json("custom"),
+        "deleted": flag("deleted"),
+        **CHANGE_TIMES,
+    },
+)
+COMPANIES = Table(
+    "companies",
+    object_name="company",
+    # https://developer.kustomer.com/api/core-resources
+    columns={
+        "id": RECORD_ID,
+        "name": text("name"),
+        "website": first_of("urls", "url", ("type", "website")),
+        "domains": each_of("domains", "domain"),
+        # The second spelling is that of Kustomer's own examples.
+        "external_id": text("externalId", text("extenalId")),
+        "tags": as_json("tags"),
+        "custom": as_json("custom"),
+        "deleted": flag("deleted"),
+        **CHANGE_TIMES,
+    },
+)
+BRANDS = Table(
+    "brands",
+    object_name="brand",
+    mirrored=True,
+    # https://developer.kustomer.com/api/core-resources
+    columns={
+        "id": RECORD_ID,
+        "name": text("name"),
+        "display_name": text("displayName"),
+        "website_url": text("websiteUrl"),
+        "icon_url": text("iconUrl"),
+        "is_default": flag("default"),
+        **CHANGE_TIMES,
+    },
+)
+MESSAGES = Table(
+    "messages",
+    object_name="message",
+    search="message",
+    # https://developer.kustomer.com/api/core-resources
+    columns={
+        "id": RECORD_ID,
+        "conversation_id": related("conversation", reference("conversationId")),
+        "customer_id": related("customer", reference("customerId")),
+        "channel": text("channel"),
+        "direction": text("direction"),
+        "message_type": text("directionType"),
+        "status": text("status"),
+        "subject": text("subject", inside("meta", "subject")),
+        # Kustomer's answers have shown `preview` only: plain text, cut at 10,240 characters.
+        "body": text("body", text("preview")),
+        "app": text("app"),
+        "source": text("source"),
+        "meta": as_json("meta"),
+        "custom": as_json("custom"),
+        "sent_at": time_of("sentAt"),
+        **CHANGE_TIMES,
+    },
+)
+
+
+def __map_record(table: Table, record: dict) -> dict[str, Any]:
+    """Return the row of a record: a value for every column, in their order."""
+    attributes, row = __attributes(record), {}
+    for column, _, source, convert, otherwise in table.readers:
+        value = record if source is None else attributes.get(source)
+        if value is not None:
+            value = convert(value)
+        while value is None and otherwise:
+            _, source, convert, otherwise = otherwise
+            if (value := attributes.get(source)) is not None:
+                value = convert(value)
+        row[column] = value
+    return row
+
+
+def __map_customer_data(record: dict) -> dict[str, Any]:
+    """Return the customers row of a record."""
+    return __map_record(CUSTOMERS, record)
+
+
+def __map_company_data(record: dict) -> dict[str, Any]:
+    """Return the companies row of a record."""
+    return __map_record(COMPANIES, record)
+
+
+def __map_brand_data(record: dict) -> dict[str, Any]:
+    """Return the brands row of a record."""
+    return __map_record(BRANDS, record)
+
+
+def __map_message_data(record: dict) -> dict[str, Any]:
+    """Return the messages row of a record."""
+    return __map_record(MESSAGES, record)
+
+
+def get_customers(
+    api_key: str,
+    last_sync_time: str | None = None,
+    configuration: dict | None = None,
+    *,
+    client: "Client | None" = None,
+) -> "Rows":
+    """Return the rows of the customers that changed since `last_sync_time`, deleted ones too.
+
+    Nothing is requested before the first row is asked for.
 
     Args:
-        configuration: the flat dictionary of texts that Fivetran passes. An empty text or an
-            untouched `<PLACEHOLDER>` counts as not set.
+        api_key: the Kustomer API key.
+        last_sync_time: ISO time of the last sync, or None for a first one, which reaches back
+            `initial_sync_days`. The ten minutes before it are read again.
+        configuration: the connector's configuration; a setting it lacks has its default.
+        client: the connection and settings of a running sync; without it the rows have their own.
 
     Returns:
-        Settings with every key typed and within its range.
+        An iterator of rows, each a dict with a value or None for every column. A row may come
+        twice; the later one is right. `pages` gives the same rows as pages, which also tell which
+        rows are deleted.
 
     Raises:
-        ValueError: naming every setting that is wrong, what it was given (never an API key), and
-            what it takes.
+        KustomerError: while iterating, when the key lacks a role or Kustomer cannot be read.
+        ValueError: while iterating, when the configuration or `last_sync_time` is wrong.
     """
-    given = configuration or {}
-    values, problems = {}, []
-    for setting in SETTINGS:
-        try:
-            values[setting.name] = __setting_value(setting, given.get(setting.name))
-        except ValueError as error:
-            got = __shown(setting, given.get(setting.name), given.get("api_key"))
-            problems.append(f"{setting.name}: {error}{got}.")
-    if problems:
-        raise ValueError("The configuration needs changes. " + " ".join(problems))
-    return Settings(**values)
+    return __rows(CUSTOMERS, api_key, last_sync_time, configuration, client)
 
 
-def __setting_value(setting: Setting, value):
-    """Return the typed value of one setting, or raise ValueError with what the setting takes."""
-    text = "" if value is None else str(value)
-    if isinstance(value, (dict, list)):
-        text = __UNREADABLE
-    if not text.strip() or re.fullmatch(r"<[A-Z0-9_]+>", text.strip()):
-        if setting.kind == "key":
-            raise ValueError(
-                "is required; make a key in Kustomer under Settings > Security > API Keys"
-            )
-        return setting.default
-    return __READERS[setting.kind](setting, text)
+def get_companies(
+    api_key: str,
+    last_sync_time: str | None = None,
+    configuration: dict | None = None,
+    *,
+    client: "Client | None" = None,
+) -> "Rows":
+    """Return the rows of the companies that changed since `last_sync_time`.
+
+    Arguments, rows and errors are those of `get_customers`.
+    """
+    return __rows(COMPANIES, api_key, last_sync_time, configuration, client)
 
 
-def __read_key(_setting: Setting, text: str) -> str:
+def get_brands(
+    api_key: str, configuration: dict | None = None, *, client: "Client | None" = None
+) -> "Rows":
+    """Return the rows of all brands, the first of them once all have been read.
+
+    Arguments, rows and errors are those of `get_customers`.
+    """
+    return __rows(BRANDS, api_key, None, configuration, client)
+
+
+def get_messages(
+    api_key: str,
+    last_sync_time: str | None = None,
+    configuration: dict | None = None,
+    *,
+    client: "Client | None" = None,
+) -> "Rows":
+    """Return the rows of the messages that changed since `last_sync_time`, deleted ones too.
+
+    Arguments, rows and errors are those of `get_customers`.
+    """
+    return __rows(MESSAGES, api_key, last_sync_time, configuration, client)
+
+
+# Every table with the generator of its rows, in the order in which a sync reads them.
+GENERATORS: dict[Table, Callable[..., "Rows"]] = {
+    CUSTOMERS: get_customers,
+    COMPANIES: get_companies,
+    BRANDS: get_brands,
+    MESSAGES: get_messages,
+}
+TABLES = tuple(GENERATORS)
+
+# --------------------------------------------------------------------------------------------
+# Settings
+#
+# A setting is declared once: its default, what it takes, and the words for the setup form. A
+# configuration is checked as a whole, before the first request, and an error never repeats what
+# may be a key.
+# --------------------------------------------------------------------------------------------
+
+__DEFAULT_ORIGIN = "https://api.kustomerapp.com"
+__KUSTOMER_DOMAIN = "kustomerapp.com"
+__SHOWN_VALUE_MAX_CHARACTERS = 60
+__SWITCH_WORDS = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+
+
+def __parse_key(text: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]+", text):
         raise ValueError(
-            "has blanks, control characters or letters that no key has; copy the key alone again, "
-            "without 'Bearer' or line ends"
+            "must not contain spaces, line breaks or characters that no key has; copy the key "
+            "again, without 'Bearer'"
         )
     return text
 
 
-def __read_integer(setting: Setting, text: str) -> int:
-    text = text.strip()
-    whole = re.fullmatch(r"[0-9]{1,9}", text)
-    if not whole or not setting.lowest <= int(text) <= setting.highest:
-        raise ValueError(f"takes a whole number from {setting.lowest} to {setting.highest}")
+def __parse_number(lowest: int, highest: int, text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()) or not lowest <= int(text) <= highest:
+        raise ValueError(f"must be a whole number from {lowest} to {highest}")
     return int(text)
 
 
-def __read_switch(_setting: Setting, text: str) -> bool:
+def __parse_switch(text: str) -> bool:
     switch = __SWITCH_WORDS.get(text.strip().lower())
     if switch is None:
-        raise ValueError("takes true or false (or yes/no, on/off, 1/0)")
+        raise ValueError("must be true or false (or yes/no, on/off, 1/0)")
     return switch
 
 
-def __read_origin(_setting: Setting, text: str) -> str:
+def __parse_origin(text: str) -> str:
     """Return the API origin that an address or an organization's name means.
 
     Source: https://developer.kustomer.com/docs/get-started/regions-and-base-urls.
     """
     text = text.strip()
-    problem = (
-        "takes https://api.kustomerapp.com (US), https://api.prod2.kustomerapp.com (EU), "
-        "https://api.prod4.kustomerapp.com (India), or the name or address of an organization on "
-        f"{__KUSTOMER_DOMAIN}; the key is sent nowhere else"
+    problem = ValueError(
+        "is not allowed; use https://api.kustomerapp.com (US), https://api.prod2.kustomerapp.com "
+        "(EU), https://api.prod4.kustomerapp.com (India), or the name or address of your "
+        f"organization on {__KUSTOMER_DOMAIN}. The key is sent nowhere else"
     )
     if re.fullmatch(r"[A-Za-z0-9-]+", text) and text.lower() != "localhost":
         text = f"{text}.{__KUSTOMER_DOMAIN}"
@@ -462,16 +538,16 @@ def __read_origin(_setting: Setting, text: str) -> str:
         parts = urlsplit(text if "://" in text else f"https://{text}")
         host, port = (parts.hostname or "").lower(), parts.port
     except ValueError:
-        raise ValueError(problem) from None
+        raise problem from None
     if "@" in parts.netloc or not re.fullmatch(r"[a-z0-9.:-]+", host):
-        raise ValueError(problem)
+        raise problem
     if parts.scheme == "http" and __is_loopback(host):
         return f"http://{parts.netloc.lower()}"
     labels = host[: -len(__KUSTOMER_DOMAIN) - 1].split(".")
     if parts.scheme != "https" or port not in (None, 443):
-        raise ValueError(problem)
+        raise problem
     if not host.endswith("." + __KUSTOMER_DOMAIN) or not all(labels):
-        raise ValueError(problem)
+        raise problem
     if "api" not in labels:
         labels.insert(1, "api")
     return f"https://{'.'.join(labels)}.{__KUSTOMER_DOMAIN}"
@@ -484,23 +560,159 @@ def __is_loopback(host: str) -> bool:
         return False
 
 
-__READERS: Dict[str, Callable[[Setting, str], Any]] = {
-    "key": __read_key,
-    "integer": __read_integer,
-    "switch": __read_switch,
-    "origin": __read_origin,
-}
+class Setting(NamedTuple):
+    """A configuration key. `parse` reads its text or raises ValueError with what it must be;
+    `label` and `description` are the setup form's. `default` None means that it has none."""
+
+    name: str
+    parse: Callable[[str], Any]
+    default: Any
+    label: str
+    description: str
+    limits: tuple[int, int] | None = None
+
+    def explained(self) -> str:
+        """Return the description with the range and the default."""
+        notes = []
+        if self.limits:
+            notes.append("{} to {}.".format(*self.limits))
+        if self.default not in (None, True, False):
+            notes.append(f"Default: {self.default}.")
+        return " ".join([self.description, *notes])
 
 
-def __shown(setting: Setting, value, api_key) -> str:
-    """Return what an error may repeat of a wrong value: never a key or what may hold one."""
-    text = str(value)
-    may_be_key = setting.kind == "key" or "eyJ" in text or "@" in text
-    if may_be_key or (api_key and str(api_key) in text):
+def __number(name: str, limits: tuple[int, int], default: int | None, *words: str) -> Setting:
+    return Setting(name, partial(__parse_number, *limits), default, *words, limits=limits)
+
+
+SETTINGS = (
+    Setting(
+        "api_key",
+        __parse_key,
+        None,
+        "API key",
+        "Create it in Kustomer under Settings > Security > API Keys, with the roles to read "
+        "customers, companies, brands and messages, and to search.",
+    ),
+    Setting(
+        "base_url",
+        __parse_origin,
+        __DEFAULT_ORIGIN,
+        "Kustomer address",
+        "US: https://api.kustomerapp.com. EU: https://api.prod2.kustomerapp.com. "
+        "India: https://api.prod4.kustomerapp.com. Or the name or address of your organization.",
+    ),
+    __number(
+        "initial_sync_days",
+        (1, 365),
+        90,
+        "Days of history",
+        "How many days back the first sync looks for changed records.",
+    ),
+    __number(
+        "sync_frequency_hours",
+        (1, 168),
+        None,
+        "Hours between reads of a table",
+        "A table that was read less than this many hours ago is left for a later sync. When "
+        "empty, every sync reads every table.",
+    ),
+    __number(
+        "max_records_per_page",
+        (1, 1000),
+        500,
+        "Records per page",
+        "How many records to request at once. Lists return at most 100, searches at most 500.",
+    ),
+    __number(
+        "request_timeout_seconds",
+        (1, 300),
+        30,
+        "Request timeout in seconds",
+        "How long to wait for Kustomer to connect, and for each part of its answer.",
+    ),
+    __number(
+        "retry_attempts",
+        (0, 10),
+        3,
+        "Retries",
+        "How often a failed request is sent again. Waits for the rate limit do not count.",
+    ),
+    Setting(
+        "enable_incremental_sync",
+        __parse_switch,
+        True,
+        "Incremental sync",
+        "On (default): read what changed since the last sync. Off: read everything each time.",
+    ),
+    Setting(
+        "enable_debug_logging",
+        __parse_switch,
+        False,
+        "Debug logging",
+        "On: write one log line for each request. Off by default.",
+    ),
+)
+__API_KEY = SETTINGS[0]
+
+
+# The checked configuration: its fields are the settings, with their types and defaults.
+Settings = make_dataclass(
+    "Settings",
+    [(setting.name, Any, field(repr=setting is not __API_KEY)) for setting in SETTINGS],
+    frozen=True,
+)
+
+
+def validate_configuration(configuration: dict | None) -> Settings:
+    """Check the whole configuration and return it with types and defaults.
+
+    Args:
+        configuration: the flat dictionary of strings that Fivetran passes. An empty string or an
+            untouched `<PLACEHOLDER>` counts as not set.
+
+    Returns:
+        Settings with every key typed and within its range.
+
+    Raises:
+        ValueError: naming every setting that is wrong, its value (never a key) and what it must be.
+    """
+    given = configuration or {}
+    values, problems = {}, []
+    for setting in SETTINGS:
+        try:
+            values[setting.name] = __setting_value(setting, given.get(setting.name))
+        except ValueError as error:
+            shown = __safe_to_show(setting, given.get(setting.name), given.get("api_key"))
+            problems.append(f"{setting.name}: {shown}{error}.")
+    if problems:
+        raise ValueError("The configuration needs changes. " + " ".join(problems))
+    return Settings(**values)
+
+
+def __setting_value(setting: Setting, value):
+    """Return the typed value of a setting, or raise ValueError with what it must be."""
+    if isinstance(value, (dict, list)):
+        raise ValueError("must be a JSON string")
+    given = "" if value is None else str(value)
+    if given.strip() and not re.fullmatch(r"<[A-Z0-9_]+>", given.strip()):
+        return setting.parse(given)
+    if setting is __API_KEY:
+        raise ValueError(
+            "is required; create a key in Kustomer under Settings > Security > API Keys"
+        )
+    return setting.default
+
+
+def __safe_to_show(setting: Setting, value, api_key) -> str:
+    """Return the part of a rejected value that is safe to show in an error message."""
+    shown = str(value)
+    may_be_key = setting is __API_KEY or "eyJ" in shown or "@" in shown
+    if may_be_key or (api_key and str(api_key) in shown) or isinstance(value, (dict, list)):
         return ""
-    if len(text) > __SHOWN_VALUE_MAX_CHARACTERS:
-        return f", not a text of {len(text)} characters"
-    return f", not {text!r}"
+    if len(shown) > __SHOWN_VALUE_MAX_CHARACTERS:
+        return f"a value of {len(shown)} characters "
+    return f"{shown!r} "
 
 
 def __warn_of_unknown_keys(configuration: dict, warn: Callable[[str], None]) -> None:
@@ -508,92 +720,995 @@ def __warn_of_unknown_keys(configuration: dict, warn: Callable[[str], None]) -> 
     for key in configuration:
         if key not in names:
             near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)[0]
-            warn(f"Configuration: {str(key)[:40]!r} is no setting of this connector. {near}?")
+            warn(f"Unknown setting {str(key)[:40]!r}. Did you mean {near!r}?")
 
 
 # --------------------------------------------------------------------------------------------
-# Time
+# Sync
+#
+# Delivers each table's rows, and saves how far they are safe. A table that fails does not stop
+# the others; the sync then ends as failed, and the next one goes on where this one was safe.
 # --------------------------------------------------------------------------------------------
 
-# What Kustomer sends: https://developer.kustomer.com/docs/concepts/json-api-format.
-__KUSTOMER_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
-__ANY_TIME = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?(?:[Zz]|([+-]\d\d):?(\d\d))?", re.ASCII
+__CHECKPOINT_EVERY_ROWS = 5_000
+# Two pages of parsed records stay well below this many objects.
+__COLLECT_GARBAGE_FROM_OBJECTS = 200_000
+__RESET_HINT = (
+    "Reset the connection: 'fivetran reset' for a local run, a historical re-sync on Fivetran."
 )
 
 
-__EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+def schema(configuration: dict) -> list[dict]:
+    """Define the tables that the connector delivers, each with its primary key and all columns.
 
-
-def __now() -> datetime:
-    """Return the time to the millisecond, which is as fine as Kustomer's own."""
-    now = datetime.now(timezone.utc)
-    return now.replace(microsecond=now.microsecond // 1000 * 1000)
-
-
-def __parse_time(value) -> Optional[datetime]:
-    """Return the moment that an ISO text names (UTC where it names no offset), or None."""
-    return __read_time(value)[0] if isinstance(value, str) else None
-
-
-# A record's updatedAt is read for its order and for its row, and often equals its other times.
-@lru_cache(maxsize=4096)
-def __read_time(text: str) -> Tuple[Optional[datetime], Optional[str]]:
-    """Return the moment that an ISO text names, and how Kustomer would write it."""
-    try:
-        if __KUSTOMER_TIME.fullmatch(text):
-            return datetime.fromisoformat(text[:-1] + "+00:00"), text
-        parts = __ANY_TIME.fullmatch(text)
-        if not parts:
-            return None, None
-        day, clock, fraction, hours, minutes = parts.groups()
-        text = f"{day}T{clock}.{(fraction or '')[:6]:0<6}{hours or '+00'}:{minutes or '00'}"
-        moment = datetime.fromisoformat(text).astimezone(timezone.utc)
-        return moment, __format_time(moment)
-    except (ValueError, OverflowError):
-        return None, None
-
-
-def __format_time(moment: datetime) -> str:
-    """Return a UTC moment as Kustomer writes it, with microseconds only where it has them."""
-    precision = "microseconds" if moment.microsecond % 1000 else "milliseconds"
-    return moment.isoformat(timespec=precision)[: -len("+00:00")] + "Z"
-
-
-def get_time_range(
-    last_sync_time: Optional[str] = None, configuration: Optional[dict] = None
-) -> Dict[str, str]:
-    """Return the window of changes that a sync starting now has to read.
-
-    The window begins ten minutes before `last_sync_time`, because the search index lags behind
-    writes; the rows in that overlap are delivered again, which their primary key makes harmless.
+    Every column is declared, because one that never has a value would not exist otherwise.
+    See https://fivetran.com/docs/connectors/connector-sdk/technical-reference#schema.
 
     Args:
-        last_sync_time: an ISO time, or None for a first sync.
-        configuration: the connector's configuration; `initial_sync_days` is used for a first sync.
+        configuration: the connection's settings.
 
     Returns:
-        {"start": ..., "end": ...}, ISO texts in UTC; end is now.
+        A list of tables in Fivetran's form.
+    """
+    return [
+        {
+            "table": table.name,
+            "primary_key": ["id"],
+            "columns": {name: column.type for name, column in table.columns.items()},
+        }
+        for table in TABLES
+    ]
+
+
+def update(configuration: dict, state: dict) -> None:
+    """Bring the destination up to date with Kustomer: Fivetran calls this for every sync.
+
+    See https://fivetran.com/docs/connectors/connector-sdk/technical-reference#update.
+
+    Args:
+        configuration: the connection's settings, strings by key; see SETTINGS.
+        state: what the last checkpoint saved; empty on a first sync.
 
     Raises:
-        ValueError: when `last_sync_time` is no time or `initial_sync_days` is out of range.
+        ValueError: when the configuration or the state cannot be used; nothing was requested then.
+        KustomerError: after all tables, with the reason of each one that could not be read; at
+            once, when the key is not valid or the rate limit leaves nothing.
     """
-    end = __now()
-    if last_sync_time is None:
-        (setting,) = (setting for setting in SETTINGS if setting.name == "initial_sync_days")
-        days = __setting_value(setting, (configuration or {}).get(setting.name))
-        start = end - timedelta(days=days)
+    settings = validate_configuration(configuration)
+    saved = read_state(state, __warn_user)
+    __warn_of_unknown_keys(configuration, __warn_user)
+    due = {table: __next_read(table, saved, settings) for table in TABLES}
+    __log(log.info, __plan(due, saved, settings))
+    whole, failures = Counts(requests=1), []
+    with open_client(settings, __warn_user) as client, __few_garbage_collections():
+        check_api_key(client)
+        for table in TABLES:
+            if due[table]:
+                continue
+            try:
+                whole += __sync_table(client, table, saved, configuration)
+            except SyncStoppedError as error:
+                raise SyncStoppedError(" ".join([*failures, str(error)])) from None
+            except KustomerError as error:
+                failures.append(f"{table.name}: {error}")
+                __log(log.warning, f"{table.name} could not be read; the sync goes on without.")
+    __log(log.info, f"Kustomer sync: {whole}.")
+    if failures:
+        raise KustomerError(" ".join(failures))
+
+
+@dataclass
+class State:
+    """How far each table was read, by its name.
+
+    `last_sync_time` is when a table was last read to its end. `unfinished` is the time up to which
+    the changes of a table are safe whose reading was interrupted.
+    """
+
+    last_sync_time: dict[str, datetime]
+    unfinished: dict[str, datetime]
+
+    def cursor(self, table: Table) -> datetime | None:
+        """Return the time since which a table has to be read, or None for all."""
+        return self.unfinished.get(table.name) or self.last_sync_time.get(table.name)
+
+
+def read_state(state: dict | None, warn: Callable[[str], None]) -> State:
+    """Return what a state says of the tables that still exist.
+
+    Args:
+        state: {"last_sync_time": {table: ISO time}, "unfinished": {table: ISO time}}. A plain ISO
+            text as `last_sync_time`, which earlier versions saved, counts for every table.
+        warn: told of each time that cannot be used; its table starts afresh.
+
+    Raises:
+        ValueError: when the state has another shape.
+    """
+    if not state:
+        return State({}, {})
+    saved = state.get("last_sync_time") if isinstance(state, dict) else None
+    if isinstance(saved, str):
+        saved = {table.name: saved for table in TABLES}
+    unfinished = state.get("unfinished", {}) if isinstance(state, dict) else None
+    if not isinstance(saved, dict) or not isinstance(unfinished, dict):
+        raise ValueError(
+            "The saved state was not written by this connector: it has no last_sync_time for each "
+            f"table. {__RESET_HINT}"
+        )
+    known, latest = State({}, {}), __now() + __OVERLAP
+    for table in TABLES:
+        given = {
+            kind: times[table.name]
+            for kind, times in (("last_sync_time", saved), ("unfinished", unfinished))
+            if table.name in times
+        }
+        times = {kind: __parse_time(value) for kind, value in given.items()}
+        wrong = [kind for kind, moment in times.items() if moment is None or moment > latest]
+        for kind in wrong:
+            trouble = "is not a time" if times[kind] is None else "lies in the future"
+            warn(f"{table.name}: the saved {kind} {trouble}; the table starts afresh.")
+        if not wrong:
+            for kind, moment in times.items():
+                getattr(known, kind)[table.name] = moment
+    return known
+
+
+def __checkpoint(saved: State) -> None:
+    written = {
+        kind: {name: __format_time(moment) for name, moment in times.items()}
+        for kind, times in vars(saved).items()
+    }
+    # Makes every row before it safe, and is the state that the next sync starts with.
+    op.checkpoint(written)
+
+
+def __next_read(table: Table, saved: State, settings: Settings) -> datetime | None:
+    """Return when a table is due, or None when it is due now."""
+    last = saved.last_sync_time.get(table.name)
+    if last is None or settings.sync_frequency_hours is None or table.name in saved.unfinished:
+        return None
+    # Schedulers start a little early at times; the slack keeps them from missing a whole period.
+    due = last + timedelta(hours=settings.sync_frequency_hours)
+    return due if __now() < due - __OVERLAP else None
+
+
+def __plan(due: dict[Table, datetime | None], saved: State, settings: Settings) -> str:
+    """Return the log line that says what is read of each table, or when it is due."""
+    words = []
+    for table in TABLES:
+        since = saved.cursor(table)
+        if due[table]:
+            words.append(f"{table.name} not before {__format_time(due[table])}")
+        elif table.mirrored or not settings.enable_incremental_sync:
+            words.append(f"all {table.name}")
+        elif since:
+            words.append(f"{table.name} changed since {__format_time(since)}")
+        else:
+            words.append(f"{table.name} changed in the last {settings.initial_sync_days} days")
+    return "Kustomer sync: " + ", ".join(words) + "."
+
+
+@dataclass
+class Counts:
+    """What the log says of a table, or of a whole sync, at its end."""
+
+    upserted: int = 0
+    deleted: int = 0
+    skipped: int = 0
+    unreadable: int = 0
+    requests: int = 0
+    seconds_waited: float = 0.0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*map(operator.add, astuple(self), astuple(other)))
+
+    def __str__(self) -> str:
+        words = [f"{self.upserted} rows upserted", f"{self.deleted} rows deleted"]
+        if self.skipped:
+            words.append(f"{self.skipped} records without an id skipped")
+        if self.unreadable:
+            words.append(f"{self.unreadable} unreadable values left empty")
+        words += [f"{self.requests} requests", f"{self.seconds_waited:.1f} s waiting"]
+        return ", ".join(words)
+
+
+def __sync_table(client: "Client", table: Table, saved: State, configuration: dict) -> Counts:
+    """Deliver what changed in a table, save that it was read, and return its counts."""
+    counts = Counts(requests=-client.requests_sent, seconds_waited=-client.seconds_waited)
+    began, since = __now(client), saved.cursor(table)
+    window = {} if table.mirrored else {"last_sync_time": since and __format_time(since)}
+    rows = GENERATORS[table](
+        client.settings.api_key, **window, configuration=configuration, client=client
+    )
+    rows_since_checkpoint, search_again = 0, False
+    with contextlib.closing(rows):
+        for page in rows.pages:
+            if table.mirrored and page.rows and not counts.upserted:
+                # Marks every row as deleted; those that still exist follow and are live again.
+                op.truncate(table.name)
+            __deliver(table, page)
+            counts += Counts(
+                len(page.rows) - len(page.deleted),
+                len(page.deleted),
+                page.skipped,
+                page.unreadable,
+            )
+            search_again |= page.search_again
+            __move_cursor(saved, table, page.safe_until)
+            rows_since_checkpoint += len(page.rows)
+            # A mirrored table is whole in the destination only once its last row is there.
+            if rows_since_checkpoint >= __CHECKPOINT_EVERY_ROWS and not table.mirrored:
+                rows_since_checkpoint = 0
+                __checkpoint(saved)
+            __log_progress(client, table, counts, page)
+    last = saved.last_sync_time.get(table.name)
+    saved.last_sync_time[table.name] = max(began, last) if last else began
+    if not search_again:
+        saved.unfinished.pop(table.name, None)
+    __checkpoint(saved)
+    counts += Counts(requests=client.requests_sent, seconds_waited=client.seconds_waited)
+    if counts.skipped:
+        __warn_user(f"{table.name}: {counts.skipped} records without an id were skipped.")
+    __log(log.info, f"{table.name}: {counts}.")
+    return counts
+
+
+def __deliver(table: Table, page: "Page") -> None:
+    for row in page.rows:
+        # Inserts the row, or replaces the one with the same id.
+        op.upsert(table.name, row)
+    for record_id in page.deleted:
+        # Marks the row as deleted. It was upserted before, so that its last values are there.
+        op.delete(table.name, {"id": record_id})
+
+
+def __move_cursor(saved: State, table: Table, safe_until: datetime | None) -> None:
+    """Note how far a table is safe; reading the overlap again takes nothing back."""
+    cursor = saved.cursor(table)
+    if safe_until:
+        saved.unfinished[table.name] = max(safe_until, cursor) if cursor else safe_until
+
+
+@contextlib.contextmanager
+def __few_garbage_collections():
+    """Keep the garbage collector from walking the records of a page over and over while they are
+    parsed: they hold no cycles, and that walk takes longer than parsing them."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(__COLLECT_GARBAGE_FROM_OBJECTS, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+
+
+def __warn_user(message: str) -> None:
+    """Show a warning that the user should act on, in the log and on the connection's page."""
+    __log(log.warning, message)
+    op.warning(message)
+
+
+def __log_progress(client: "Client", table: Table, counts: Counts, page: "Page") -> None:
+    through = f" through {__format_time(page.safe_until)}" if page.safe_until else ""
+    known = f" of {page.total}" if page.total is not None else ""
+    rows = counts.upserted + counts.deleted
+    __log_now_and_then(client, f"{table.name}: {rows}{known} rows{through} so far.")
+
+
+# --------------------------------------------------------------------------------------------
+# Rows
+#
+# From a table's pages of records to pages of rows. Decides, in one place, between search and list.
+# One page is read while the one before it is delivered.
+# --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Page:
+    """A page on its way from Kustomer's answer to the destination.
+
+    `records` are as Kustomer sent them. `more` is whether its links say that more follow, None
+    when they say nothing; `total` is how many records Kustomer counts in all, `size` how many it
+    says a page has. `times` are the timestamps of a search's records.
+
+    Reading fills in the rest. `safe_until`: once this page is delivered, so is every change up to
+    here. `search_again`: this is a list's page, and the next sync has to search from `safe_until`.
+    `deleted` has the ids of the rows whose record is deleted; `skipped` counts records without an
+    id, `unreadable` values that are not what their column takes.
+    """
+
+    records: list
+    more: bool | None = None
+    total: int | None = None
+    size: int | None = None
+    times: list[datetime] = field(default_factory=list)
+    safe_until: datetime | None = None
+    search_again: bool = False
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    deleted: set[str] = field(default_factory=set)
+    skipped: int = 0
+    unreadable: int = 0
+
+
+class Rows:
+    """The rows of a table, as an iterator, or page by page as `pages`. Use one of them."""
+
+    def __init__(self, pages):
+        self.pages = pages
+        self._rows = (row for page in pages for row in page.rows)
+
+    def __iter__(self) -> "Rows":
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        return next(self._rows)
+
+    def close(self) -> None:
+        """End the reading; nothing more is requested."""
+        self.pages.close()
+
+
+def __rows(
+    table: Table,
+    api_key: str,
+    last_sync_time: str | None,
+    configuration: dict | None,
+    client: "Client | None",
+) -> Rows:
+    """Return the rows of a table; warnings of their reading are shown in the caller's thread."""
+
+    def pages() -> Iterator[Page]:
+        with contextlib.ExitStack() as stack:
+            settings = {**(configuration or {}), "api_key": api_key}
+            reader = client or stack.enter_context(open_client(validate_configuration(settings)))
+            stack.callback(__show_warnings, reader)
+            window = get_time_range(last_sync_time, configuration, now=__now(reader))
+            found = __table_pages(reader, table, *map(__parse_time, window.values()))
+            if table.mirrored:
+                # All are read before the first row leaves, so that a failure truncates nothing.
+                found = iter(list(found))
+            for page in __read_ahead(reader, found):
+                __show_warnings(reader)
+                __make_rows(table, page)
+                yield page
+
+    return Rows(pages())
+
+
+def __make_rows(table: Table, page: Page) -> None:
+    """Fill in a page's rows, and what is to be said of them."""
+    for record in page.records:
+        row = __map_record(table, record if isinstance(record, dict) else {})
+        if row["id"] is None:
+            page.skipped += 1
+            continue
+        page.rows.append(row)
+        attributes = __attributes(record)
+        for column, source in table.typed:
+            if row[column] is None:
+                page.unreadable += __text(attributes.get(source)) is not None
+        # A record may come twice; the later version decides whether it is deleted.
+        page.deleted.discard(row["id"])
+        if __flag(attributes.get("deleted")):
+            page.deleted.add(row["id"])
+
+
+def __read_ahead(client: "Client", pages: Iterator[Page]) -> Iterator[Page]:
+    """Yield the pages, each while a thread already reads the one after it."""
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        ahead = reader.submit(next, pages, None)
+        try:
+            while (page := ahead.result()) is not None:
+                ahead = reader.submit(next, pages, None)
+                yield page
+        except GeneratorExit:
+            client.closed = True
+            raise
+
+
+def __table_pages(
+    client: "Client", table: Table, start: datetime, end: datetime
+) -> Iterator[Page]:
+    """Yield a table's pages by search where that works, else from its list."""
+    incremental = client.settings.enable_incremental_sync and not table.mirrored
+    trouble, reached = None, start
+    if table.search and incremental:
+        try:
+            for page in __search_pages(client, table, start, end):
+                reached = page.safe_until
+                yield page
+            return
+        except SearchUnusableError as error:
+            trouble = error
+    for page in __list_pages(client, table):
+        if trouble:
+            # Not before the first page came: a key that lacks the table's own role is refused by
+            # search as well, and the list's error names that role.
+            client.warnings.append(__search_warning(table, trouble))
+            page.search_again = not isinstance(trouble, SearchRefusedError)
+            page.safe_until = reached if page.search_again else None
+            trouble = None
+        if incremental:
+            page.records = [record for record in page.records if __changed_since(record, start)]
+        yield page
+
+
+def __search_warning(table: Table, trouble: SearchUnusableError) -> str:
+    if isinstance(trouble, SearchRefusedError):
+        consequence = (
+            f"Until this changes, every sync reads the whole list of {table.name}, which takes "
+            "more requests and may not show deletions."
+        )
     else:
-        last = __parse_time(last_sync_time)
-        if last is None:
-            raise ValueError(f"last_sync_time takes an ISO time, not {last_sync_time!r:.60}")
-        start = max(last, __EPOCH) - __OVERLAP
-    return {"start": __format_time(start), "end": __format_time(end)}
+        consequence = (
+            f"This sync reads the whole list of {table.name} instead, which may not show "
+            "deletions; the next one searches again from where search had got to."
+        )
+    return f"{table.name}: {str(trouble).rstrip('.')}. {consequence}"
+
+
+def __changed_since(record, start: datetime) -> bool:
+    """Return whether a record was updated at or after `start`, or does not say when."""
+    updated = __updated_at(record)
+    return updated is None or updated >= start
+
+
+def __new_records(page: Page, seen: set) -> list:
+    return [record for record in page.records if __version(record) not in seen]
+
+
+def __page(path: str, payload: dict) -> Page:
+    """Return the page that an answer holds; raise KustomerError when it holds none.
+
+    Source: https://developer.kustomer.com/docs/concepts/pagination.
+    """
+    records, meta, links = (payload.get(name) for name in ("data", "meta", "links"))
+    if not isinstance(records, list):
+        raise KustomerError(f"{path} answered without a list of records in 'data'.")
+    total = meta.get("total") if isinstance(meta, dict) else None
+    return Page(
+        records,
+        more=bool(links["next"]) if isinstance(links, dict) and "next" in links else None,
+        total=total if type(total) is int else None,
+    )
+
+
+def __versions(page: Page) -> set:
+    return set(map(__version, page.records))
 
 
 # --------------------------------------------------------------------------------------------
-# HTTP
+# Search
+#
+# Finds every record that changed since a time, deleted ones too, whether or not search sorts, and
+# whatever changes meanwhile. Raises SearchUnusableError where search cannot be relied on; the
+# pages yielded before are right, and so is their `safe_until`.
+# Source: https://developer.kustomer.com/api/core-resources/create-customer-search.
 # --------------------------------------------------------------------------------------------
+
+__SEARCH_PATH = "/v1/customers/search"
+__SEARCH_ROLE = "org.permission.search.create (legacy org.user.search.read)"
+__SEARCH_REFUSALS = frozenset({400, 401, 403, 404, 405, 422})
+# https://developer.kustomer.com/docs/concepts/search, read 2026-11-23: at most 500 records a page
+# and 100 pages a query, and only records updated in the last two years.
+__SEARCH_PAGE_MAX_RECORDS = 500
+__SEARCH_MAX_PAGES = 100
+__SEARCH_HORIZON = timedelta(days=2 * 365)
+# Counts end here for some clients; a count that high may hide more records.
+__SEARCH_MAX_COUNT = 10_000
+# A slice is cut so that a page has room for records that are not spread evenly.
+__SLICE_SHARE_OF_PAGE = 0.6
+__SLICE_MAX_PARTS = 100
+# Stop after this many searches in a row without a new record: cutting does not help then.
+__SEARCH_MAX_EMPTY = 500
+__MILLISECOND = timedelta(milliseconds=1)
+__DAY = timedelta(days=1)
+
+
+class Slice(NamedTuple):
+    """The changes from `low` up to, not including, `high`; without an end where that is None."""
+
+    low: datetime
+    high: datetime | None = None
+
+
+@dataclass
+class Search:
+    """The search for one table's changes.
+
+    `sorts` is whether search sorts, once known, `total` how many records it counted at first, and
+    `seen` which versions were on the page before.
+
+    `settled` is a time of which the search index has caught up with every change before: a record
+    may show a later time than the one it was found by, but never one before `settled`.
+    """
+
+    client: "Client"
+    table: Table
+    end: datetime
+    settled: datetime
+    sorts: bool | None = None
+    total: int | None = None
+    seen: set = field(default_factory=set)
+
+
+def __search_pages(
+    client: "Client", table: Table, start: datetime, end: datetime
+) -> Iterator[Page]:
+    """Yield pages of every record changed since `start`, reading slice after slice.
+
+    A slice that one page holds is delivered; of any other, what is certain, and the rest becomes
+    slices again. Records that change meanwhile move to later slices, so that none is missed. There
+    is no upper end: records dated ahead of the clock arrive as well.
+    """
+    if start < end - __SEARCH_HORIZON:
+        raise SearchRefusedError("search knows only records updated in the last two years")
+    search = Search(client, table, end, settled=end - __OVERLAP)
+    slices, without_news = [Slice(__whole_milliseconds(start))], 0
+    while slices:
+        part = slices.pop()
+        page = __search(search, part)
+        if not __more_match(search, part, page):
+            pages = [__deliverable(search, page, part.high or end)]
+        elif part.high and part.high - part.low <= __MILLISECOND:
+            pages = __moment_pages(search, part, page)
+        elif __sorts(search, part, page):
+            pages = __walk(search, part, page, slices)
+        else:
+            pages = __cut(search, part, page, slices)
+        without_news += 1
+        for found in pages:
+            without_news = 0 if found.records else without_news
+            found.safe_until, found.total = min(found.safe_until, end), search.total
+            yield found
+        if without_news > __SEARCH_MAX_EMPTY:
+            raise SearchUnusableError("search after search gave nothing new and no end")
+
+
+def __deliverable(search: Search, page: Page, safe_until: datetime) -> Page:
+    """Return a page without the records that were delivered with the pages just before it."""
+    versions = list(map(__version, page.records))
+    pairs = zip(page.records, versions)
+    page.records = [record for record, version in pairs if version not in search.seen]
+    page.safe_until, search.seen = safe_until, set(versions)
+    return page
+
+
+def __walk(search: Search, part: Slice, page: Page, slices: list[Slice]) -> list[Page]:
+    """Return the first page of a sorted slice, and put what follows it onto `slices`."""
+    low, high = part
+    settled = [at for at in page.times if at < search.settled]
+    if low < search.settled and len(settled) < len(page.times):
+        # Some records were updated just now, and may have been found by an earlier time. So recent
+        # changes are read apart.
+        if high is None or high > search.settled:
+            slices.append(Slice(search.settled, high))
+            high = search.settled
+            if not settled:
+                slices.append(Slice(low, high))
+                return []
+        elif not settled:
+            return __cut(search, part, page, slices)
+    times = settled or page.times
+    # Not the last one: its place in the index may be older than what it shows.
+    resume = times[-2] if len(times) > 1 else times[-1]
+    if resume > times[0]:
+        slices.append(Slice(resume, high))
+    else:
+        after = __later(resume, __MILLISECOND)
+        if high is None or high > after:
+            slices.append(Slice(after, high))
+        slices.append(Slice(resume, after))
+    return [__deliverable(search, page, resume)]
+
+
+def __later(moment: datetime, span: timedelta) -> datetime:
+    try:
+        return moment + span
+    except OverflowError:
+        raise SearchUnusableError("search gave too many records of the year 9999") from None
+
+
+def __moment_pages(search: Search, moment: Slice, first: Page) -> Iterator[Page]:
+    """Yield the pages of more records than one page holds that share one updatedAt.
+
+    Updating a record moves it to a later timestamp, so a past timestamp only ever loses records,
+    and those behind a lost one move towards the first page. Read from the last page to the first,
+    they move onto pages still to come.
+    """
+    count = first.total
+    if count is None or count >= __SEARCH_MAX_COUNT:
+        raise SearchUnusableError(
+            f"{__SEARCH_MAX_COUNT} or more records share one updatedAt"
+            if count
+            else "search does not count records that share one updatedAt"
+        )
+    last = math.ceil(count / len(first.records))
+    if last > __SEARCH_MAX_PAGES:
+        raise SearchUnusableError(
+            f"more than {__SEARCH_MAX_PAGES} pages of records share one updatedAt"
+        )
+    on_first, seen = __versions(first), set(search.seen)
+    for number in [*range(last, 1, -1), 1]:
+        page = __search(search, moment, number)
+        if number > 1 and not on_first.isdisjoint(__versions(page)):
+            raise SearchUnusableError("search shows the same record on two pages")
+        page.records = __new_records(page, seen)
+        seen |= __versions(page)
+        page.safe_until = moment.low if number > 1 else moment.high
+        yield page
+
+
+def __cut(search: Search, part: Slice, page: Page, slices: list[Slice]) -> list[Page]:
+    """Put the slices that an unsorted slice is cut into onto `slices`, the earliest last: as many
+    equal ones as Kustomer's count calls for. Nothing of its page is certain."""
+    low, high = part
+    if page.total is None:
+        raise SearchUnusableError("search neither sorts nor counts what it finds")
+    if high is None:
+        # Records dated ahead of the clock lie in steps that grow.
+        known = [at for at in (search.settled, search.end) if at > low]
+        high = known[0] if known else __later(low, max(__DAY, low - search.end))
+        slices.append(Slice(high))
+    moment = page.times[0]
+    if {moment} == set(page.times) and moment < high and high - low > __MILLISECOND:
+        edges = [low, moment, __later(moment, __MILLISECOND), high]
+    else:
+        wanted = math.ceil(page.total / (__SLICE_SHARE_OF_PAGE * len(page.records)))
+        parts = min(max(wanted, 2), __SLICE_MAX_PARTS)
+        step = max((high - low) // __MILLISECOND // parts, 1) * __MILLISECOND
+        edges = [low + place * step for place in range(parts) if low + place * step < high]
+        edges.append(high)
+    slices.extend(Slice(*pair) for pair in list(zip(edges, edges[1:]))[::-1] if pair[0] < pair[1])
+    return []
+
+
+def __more_match(search: Search, part: Slice, page: Page) -> bool:
+    """Return whether more records match than a slice's first page holds.
+
+    Where the count speaks against the links, or neither says anything, the second page tells.
+    """
+    counted_all = page.total is not None and page.total <= len(page.records)
+    if page.more or counted_all or (page.more is False and page.total is None):
+        more = bool(page.more)
+    else:
+        second = __search(search, part, 2)
+        more = bool(__versions(second) - (__versions(page) if page.total is None else set()))
+    if more and not page.records:
+        raise SearchUnusableError("search gave an empty page and said that more records match")
+    return more
+
+
+def __sorts(search: Search, part: Slice, page: Page) -> bool:
+    """Return whether a slice's first page is sorted.
+
+    Kustomer documents sorting for customers only, and an index in order of insertion gives pages
+    that ascend by chance. So search has to show once that it sorts: the same query in descending
+    order must begin with another record, later than all of the ascending page.
+    """
+    if search.sorts is None:
+        search.sorts = __ascends(page.times) and __begins_later(search, part, page)
+    return search.sorts and __ascends([at for at in page.times if at < search.settled])
+
+
+def __begins_later(search: Search, part: Slice, page: Page) -> bool:
+    last = __search(search, part, order="desc")
+    return (
+        search.sorts is not False
+        and bool(last.times)
+        and __ascends(last.times[::-1])
+        and last.times[0] > page.times[-1]
+        and __record_id(last.records[0]) not in map(__record_id, page.records)
+    )
+
+
+def __ascends(times: list) -> bool:
+    return not any(map(operator.gt, times, times[1:]))
+
+
+def __search(search: Search, part: Slice, number: int = 1, order: str = "asc") -> Page:
+    """Request one page of a slice, with the times of its records.
+
+    Raises SearchUnusableError when search refuses, fails, or gives records from outside.
+    """
+    attribute = f"{search.table.search}_updated_at"
+    bounds = {"gte": part.low, "lt": part.high}
+    body = {
+        "and": [{attribute: {name: __format_time(at)}} for name, at in bounds.items() if at],
+        "sort": [{attribute: order}],
+        "queryContext": search.table.search,
+        "includeDeleted": True,
+    }
+    if search.sorts is False:
+        del body["sort"]
+    size = __page_size(search.client, __SEARCH_PAGE_MAX_RECORDS)
+    try:
+        page = __page(
+            __SEARCH_PATH,
+            execute_api_request(
+                __SEARCH_PATH,
+                search.client.settings.api_key,
+                {"page": number, "pageSize": size},
+                body=body,
+                client=search.client,
+            ),
+        )
+    except RefusedError as error:
+        if error.status == 400 and "sort" in body:
+            search.sorts = False
+            return __search(search, part, number)
+        raise __search_refusal(error) from None
+    except SyncStoppedError:
+        raise
+    except KustomerError as error:
+        raise SearchUnusableError(str(error)) from None
+    page.times = __times_inside(search, part, page.records)
+    if search.total is None:
+        search.total = page.total
+    return page
+
+
+def __times_inside(search: Search, part: Slice, records: list) -> list[datetime]:
+    """Return when each record was updated, to the millisecond; raise SearchUnusableError for a
+    record that does not say or does not belong into the slice.
+
+    One that was updated just now may have been found by the time before.
+    """
+    times = list(map(__updated_at, records))
+    if None in times:
+        raise SearchUnusableError("search gave a record without a readable updatedAt")
+    times = [at if at.microsecond % 1000 == 0 else __whole_milliseconds(at) for at in times]
+    low, high = part
+    late = [at for at in times if high <= at < search.settled] if high else []
+    if late or times and min(times) < low:
+        raise SearchUnusableError("search gave records outside of the times asked for")
+    return times
+
+
+def __search_refusal(error: RefusedError) -> SearchRefusedError:
+    if error.status not in __SEARCH_REFUSALS:
+        raise error
+    refusal = f"search was refused with {error.status} ({error.reason})"
+    if error.status in __MISSING_ROLE_STATUSES:
+        refusal += f": the API key lacks the role {__SEARCH_ROLE}. {__NEW_KEY}"
+    return SearchRefusedError(refusal)
+
+
+# --------------------------------------------------------------------------------------------
+# Lists
+#
+# Reads a whole list page by page, though records that leave it move the ones behind them up, and
+# whatever the server makes of page sizes. Says so where records may be missing.
+# Source: https://developer.kustomer.com/docs/concepts/pagination.
+# --------------------------------------------------------------------------------------------
+
+# https://developer.kustomer.com/docs/concepts/pagination, read 2026-11-23.
+__LIST_PAGE_MAX_RECORDS = 100
+# Pages of fewer records hardly overlap the page before them.
+__PAGE_MIN_RECORDS = 20
+# Observed by other clients, not documented: lists that end here although there is more.
+__LIST_MAX_COUNT = 10_000
+# When a page does not overlap the one before, reading goes back by so many pages, one after the
+# other; after the last one a gap is accepted.
+__LIST_STEPS_BACK = (0, 4, 32)
+# How many records of a list are remembered: more than the longest way back.
+__LIST_REMEMBERED_RECORDS = 6_400
+# Stop after this many consecutive pages without a new record: the list is not going to end.
+__LIST_MAX_EMPTY_PAGES = 40
+__BAD_REQUESTS = frozenset({400, 422})
+__MISSING_ROLE_STATUSES = frozenset({401, 403})
+# https://developer.kustomer.com/docs/get-started/quickstart, read 2026-11-23.
+__NEW_KEY = (
+    "Create a key with this role added, under Settings > Security > API Keys; the roles of a key "
+    "cannot be changed."
+)
+
+
+@dataclass
+class Listing:
+    """A list that is being read. `recent` are the versions of the records that were read last, and
+    `order` has them in the order of reading."""
+
+    client: "Client"
+    table: Table
+    recent: set = field(default_factory=set)
+    order: deque = field(default_factory=deque)
+    pages_without_news: int = 0
+
+
+def __list_pages(client: "Client", table: Table) -> Iterator[Page]:
+    """Yield every page of a table's list, at least one; some records come twice.
+
+    Raises KustomerError when the key may not read the list, or when it does not end.
+    """
+    try:
+        yield from __overlapping_pages(Listing(client, table))
+    except PageSizeError:
+        yield from __numbered_pages(Listing(client, table))
+
+
+def __overlapping_pages(listing: Listing) -> Iterator[Page]:
+    """Yield the pages of a list, each placed to begin on the last records of the page before.
+
+    When a record leaves the list, those behind it move up, and the first of the next page moves
+    onto one already read. A page that overlaps what was read misses none of them.
+
+    Raises PageSizeError when the server has other ideas of page sizes.
+    """
+    limit = __page_size(listing.client, __LIST_PAGE_MAX_RECORDS)
+    reached, began, margin, misses, warned = 0, 0, 1, 0, False
+    while True:
+        number, size = __overlapping_page(max(reached - margin + 1, 0) if reached else 0, limit)
+        page = __sized_page(listing, number, size)
+        joins = number == 1 or not listing.recent.isdisjoint(__versions(page))
+        if not joins and misses < len(__LIST_STEPS_BACK):
+            # Records leave faster than before: go back, and let the pages overlap more.
+            margin = min(margin * 4, limit // 4)
+            reached = max(began - __LIST_STEPS_BACK[misses] * limit, 0) + margin
+            misses += 1
+            continue
+        if not joins and not warned:
+            warned = True
+            listing.client.warnings.append(
+                f"{listing.table.name}: so many records left the list while it was read that some "
+                "others may have been missed. They arrive once they change, or with a re-sync."
+            )
+        if joins and misses and page.more is None:
+            # Having gone back, there is more to come.
+            page.more = True
+        began = (number - 1) * size
+        reached = began + len(page.records)
+        ended = __take_new(listing, page, reached)
+        misses = 0 if page.records else misses
+        yield page
+        if ended:
+            return
+
+
+def __overlapping_page(reached: int, limit: int) -> tuple[int, int]:
+    """Return number and size of the page that holds the last of the `reached` first records of a
+    list, and goes furthest beyond it."""
+    if not reached:
+        return 1, limit
+    sizes = range(1, limit + 1)
+    size = max(sizes, key=lambda size: ((reached - 1) // size + 1) * size)
+    return (reached - 1) // size + 1, size
+
+
+def __sized_page(listing: Listing, number: int, size: int) -> Page:
+    """Return a page, or raise PageSizeError when it is not one of the size asked for."""
+    try:
+        page = __list_page(listing, number, size)
+    except RefusedError as error:
+        if error.status not in __BAD_REQUESTS or __takes_size(listing, number, size):
+            raise
+        raise PageSizeError from None
+    short = len(page.records) < size
+    if short and page.records and page.more is None:
+        # Nothing says whether this is the end or all that the server gives at once.
+        after = __list_page(listing, number + 1, size)
+        page.more = not __versions(after) <= __versions(page)
+    if len(page.records) > size or short and page.more:
+        raise PageSizeError
+    return page
+
+
+def __takes_size(listing: Listing, number: int, size: int) -> bool:
+    """Return whether a list has a first page of this size."""
+    try:
+        return number > 1 and bool(__list_page(listing, 1, size))
+    except RefusedError:
+        return False
+
+
+def __numbered_pages(listing: Listing) -> Iterator[Page]:
+    """Yield the pages of a list one after the other, of whatever size the server gives."""
+    number, read, ended = 0, 0, False
+    while not ended:
+        number += 1
+        if number == 2:
+            listing.client.warnings.append(
+                f"{listing.table.name}: Kustomer does not return pages of the size asked for, so "
+                "that records may be missed when others leave the list while it is read. They "
+                "arrive once they change, or with a re-sync."
+            )
+        page = __list_page(listing, number)
+        read += len(page.records)
+        ended = __take_new(listing, page, read)
+        yield page
+
+
+def __take_new(listing: Listing, page: Page, read: int) -> bool:
+    """Leave only new records on a page, and return whether the list ends with it.
+
+    `read` counts the records up to the end of this page. Without links, a page that brings nothing
+    new is the end.
+    """
+    table, recent, order = listing.table, listing.recent, listing.order
+    page.records = __new_records(page, recent)
+    for version in map(__version, page.records):
+        recent.add(version)
+        order.append(version)
+    while len(order) > __LIST_REMEMBERED_RECORDS:
+        recent.discard(order.popleft())
+    listing.pages_without_news = 0 if page.records else listing.pages_without_news + 1
+    if listing.pages_without_news > __LIST_MAX_EMPTY_PAGES:
+        raise KustomerError(
+            f"GET {table.path} returned {__LIST_MAX_EMPTY_PAGES} pages in a row without a new "
+            f"record and without an end; the list of {table.name} cannot be read."
+        )
+    ended = not (page.records if page.more is None else page.more)
+    if ended:
+        __warn_of_shortfall(listing, page.total, read)
+    return ended
+
+
+def __warn_of_shortfall(listing: Listing, total: int | None, read: int) -> None:
+    name = listing.table.name
+    if total is not None and total > read:
+        found = f"Kustomer counts {total} records, its list ended after {read}"
+    elif total is None and read == __LIST_MAX_COUNT:
+        found = f"the list ended after exactly {read} records, which may not be all"
+    else:
+        return
+    remedy = (
+        f"Use a key with the role {__SEARCH_ROLE}, so that changes are found by search."
+        if listing.table.search
+        else "Ask Kustomer how to read the others."
+    )
+    listing.client.warnings.append(f"{name}: {found}. {remedy}")
+
+
+def __list_page(listing: Listing, number: int, size: int | None = None) -> Page:
+    """Request one page of a list; without a size, of the server's own."""
+    client, table = listing.client, listing.table
+    params = {"page": number} if size is None else {"page": number, "pageSize": size}
+    try:
+        return __page(
+            table.path,
+            execute_api_request(table.path, client.settings.api_key, params, client=client),
+        )
+    except RefusedError as error:
+        if error.status not in __MISSING_ROLE_STATUSES:
+            raise
+        refusal = error
+    # A key that died meanwhile is refused in the same words.
+    check_api_key(client)
+    raise KustomerError(f"{refusal}. The API key lacks the role {table.role}. {__NEW_KEY}")
+
+
+# --------------------------------------------------------------------------------------------
+# Requests
+#
+# One exchange with Kustomer: sent, waited for, retried, and read as JSON. The key goes to the
+# configured host only, and into no log line and no error.
+# --------------------------------------------------------------------------------------------
+
+__KEY_PATH = "/v1/users/current"
+__BACKOFF_BASE_SECONDS = 1.0
+__BACKOFF_MAX_SECONDS = 60.0
+__RATE_LIMIT_MAX_WAIT_SECONDS = 120.0
+__RATE_LIMIT_MAX_TOTAL_SECONDS = 900.0
+# Clients that wait for the same reset must not all come back in the same instant.
+__RATE_LIMIT_JITTER_SHARE = 0.05
+# x-ratelimit-reset: at or above the first value it is epoch milliseconds, at or above the second
+# epoch seconds, below it seconds left.
+__EPOCH_MILLISECONDS_FROM = 1e11
+__EPOCH_SECONDS_FROM = 1e8
+# An answer has to be whole within this many request timeouts.
+__ANSWER_MAX_TIMEOUTS = 10
+__READ_BYTES = 128 * 1024
+__API_MESSAGE_MAX_CHARACTERS = 300
+__LOG_EVERY_SECONDS = 30.0
+# What a failed exchange says, by the first of these that is among its exception's causes.
+__NETWORK_CAUSES = (
+    (socket.gaierror, "its name was not found"),
+    (ssl.SSLCertVerificationError, "its certificate was not accepted"),
+    (ssl.SSLError, "no secure connection could be made"),
+    (requests.exceptions.ProxyError, "the proxy did not answer"),
+    (ConnectionRefusedError, "it refused the connection"),
+    (requests.exceptions.Timeout, "it timed out"),
+    (ConnectionError, "the connection broke"),
+)
 
 
 class BearerAuth(requests.auth.AuthBase):
@@ -611,23 +1726,25 @@ class BearerAuth(requests.auth.AuthBase):
 class Client:
     """What the requests of one sync share: the connection, the settings and the counts.
 
-    `warn` tells the user of something to act on; it is called from the main thread only.
-    `search_role_missing` is set once search was refused for want of a role. `closed` stops
-    retries of a page that is being read ahead when nobody wants it any more.
+    `warn` shows a warning that the user should act on, and `warnings` holds those of the reading
+    thread until the main thread shows them. `clock_ahead` is how far this machine's clock is ahead
+    of Kustomer's, None before the first answer. `closed` ends the retries of a page that is being
+    read ahead when nobody wants it any more.
     """
 
     session: requests.Session
     settings: Settings
     warn: Callable[[str], None]
+    warnings: deque[str] = field(default_factory=deque)
     requests_sent: int = 0
     seconds_waited: float = 0.0
-    search_role_missing: bool = False
+    clock_ahead: timedelta | None = None
     closed: bool = False
-    quiet_since: float = field(default_factory=lambda: time.monotonic())
+    last_log_at: float = field(default_factory=lambda: time.monotonic())
 
 
 @contextlib.contextmanager
-def open_client(settings: Settings, warn: Optional[Callable[[str], None]] = None):
+def open_client(settings: Settings, warn: Callable[[str], None] | None = None):
     """Yield a Client with one keep-alive session, closed at the end."""
     with requests.Session() as session:
         session.auth = BearerAuth(settings.api_key)
@@ -635,11 +1752,16 @@ def open_client(settings: Settings, warn: Optional[Callable[[str], None]] = None
         session.headers["User-Agent"] = f"fivetran-kustomer-connector/{VERSION}"
         # A proxy of the environment is for the world outside, not for a mock on this machine.
         session.trust_env = settings.base_url.startswith("https://")
-        client = Client(session, settings, warn or __log_warning)
+        client = Client(session, settings, warn or partial(__log, log.warning))
         try:
             yield client
         finally:
             client.closed = True
+
+
+def __show_warnings(client: Client) -> None:
+    while client.warnings:
+        client.warn(client.warnings.popleft())
 
 
 def __log(write: Callable[[str], None], message: str) -> None:
@@ -648,36 +1770,58 @@ def __log(write: Callable[[str], None], message: str) -> None:
         write(message)
 
 
-def __log_warning(message: str) -> None:
-    __log(log.warning, message)
-
-
 def __log_now_and_then(client: Client, message: str, silence_ahead: float = 0.0) -> None:
-    """Write a log line when there was none for half a minute, or will be none for so long.
+    """Log at most one line per 30 seconds, and one before any longer wait.
 
     Args:
         silence_ahead: seconds for which nothing else is going to happen.
     """
     silent_until = time.monotonic() + silence_ahead
-    if silent_until - client.quiet_since >= __LOG_EVERY_SECONDS:
-        client.quiet_since = silent_until
+    if silent_until - client.last_log_at >= __LOG_EVERY_SECONDS:
+        client.last_log_at = silent_until
         __log(log.info, message)
+
+
+def check_api_key(client: Client) -> None:
+    """Return when the API key is valid.
+
+    Raises:
+        SyncStoppedError: when Kustomer does not know the key in this region.
+
+    Source: https://developer.kustomer.com/docs/get-started/authentication.
+    """
+    try:
+        execute_api_request(__KEY_PATH, client.settings.api_key, client=client)
+    except RefusedError as error:
+        if error.status in (404, 405):
+            return
+        if error.status not in __MISSING_ROLE_STATUSES:
+            raise
+        raise SyncStoppedError(
+            f"api_key: {client.settings.base_url} refused the key with {error.status} "
+            f"({error.reason}). It is invalid, expired or of another region: check api_key (and "
+            "its IP restriction), and set base_url to the region of the organization."
+        ) from None
+
+
+def __page_size(client: Client, maximum: int) -> int:
+    return max(__PAGE_MIN_RECORDS, min(client.settings.max_records_per_page, maximum))
 
 
 def execute_api_request(
     endpoint: str,
     api_key: str,
-    params: Optional[dict] = None,
-    configuration: Optional[dict] = None,
+    params: dict | None = None,
+    configuration: dict | None = None,
     *,
-    body: Optional[dict] = None,
-    client: Optional[Client] = None,
+    body: dict | None = None,
+    client: Client | None = None,
 ) -> dict:
     """Send one request, wait and retry as its answers ask for, and return the parsed JSON.
 
     429 is waited out as the answer's headers say, for at most fifteen minutes. Timeouts, broken
     connections, 5xx, answers that are not a JSON object and partial answers are retried
-    `retry_attempts` times.
+    `retry_attempts` times, and so is a 401 or 403 that is not Kustomer's own.
 
     Args:
         endpoint: path, beginning with /v1.
@@ -691,115 +1835,154 @@ def execute_api_request(
         The answer's JSON object.
 
     Raises:
-        RefusedError: on a status that no retry changes.
-        KustomerError: when the waits or retries are used up.
+        RefusedError: on a status that retrying cannot change.
+        SyncStoppedError: when the rate limit leaves nothing.
+        KustomerError: when the retries are used up.
 
     Source: https://developer.kustomer.com/docs/concepts/rate-limits (429 and its headers).
     """
     if client is None:
-        settings = parse_configuration({**(configuration or {}), "api_key": api_key})
+        settings = validate_configuration({**(configuration or {}), "api_key": api_key})
         with open_client(settings) as own:
             return execute_api_request(endpoint, api_key, params, body=body, client=own)
     request = f"{'GET' if body is None else 'POST'} {endpoint}"
     failures, limits, waited = 0, 0, 0.0
     while True:
         try:
-            return __send(client, endpoint, params, body)
+            return __exchange(client, endpoint, params, body)
         except RateLimitError as limit:
-            waited += __handle_rate_limit(client, request, limit.headers, limits, waited)
+            waited += __handle_rate_limit(client, request, limit.args[0], limits, waited)
             limits += 1
-        except TransientError as error:
-            __handle_request_error(client, request, str(error), failures)
+        except TryAgainError as trouble:
+            __handle_request_error(client, request, str(trouble), failures)
             failures += 1
 
 
-def __send(client: Client, path: str, params: Optional[dict], body: Optional[dict]) -> dict:
-    """Send one request once. Decides which of the three ends it has, besides an answer."""
-    settings, started = client.settings, time.perf_counter()
-    method = "GET" if body is None else "POST"
-    client.requests_sent += 1
-    outcome, rows = "no answer", 0
-    try:
-        reply = __exchange(client, method, path, params, body)
-        left = reply.headers.get("x-ratelimit-remaining", "unknown")
-        outcome = f"status {reply.status}, budget left {left:.20}"
-        payload = __read_answer(reply, method, path, settings.api_key)
-        rows = len(payload["data"]) if isinstance(payload.get("data"), list) else 0
-        return payload
-    finally:
-        if settings.enable_debug_logging:
-            page = (params or {}).get("page", 1)
-            spent = (time.perf_counter() - started) * 1000
-            line = f"{method} {path} page {page}: {outcome}, {rows} rows, {spent:.0f} ms"
-            __log(log.info, line)
+def __exchange(client: Client, path: str, params: dict | None, body: dict | None) -> dict:
+    """Send one request once and return the JSON object of its answer, or raise what to do."""
+    settings, method, cause = client.settings, "GET" if body is None else "POST", ""
 
-
-class Reply(NamedTuple):
-    """An answer, read to its end."""
-
-    status: int
-    headers: Any
-    body: bytes
-
-
-def __exchange(
-    client: Client, method: str, path: str, params: Optional[dict], body: Optional[dict]
-) -> Reply:
-    try:
+    def send():
         with client.session.request(
             method,
-            client.settings.base_url + path,
+            settings.base_url + path,
             params=params,
             json=body,
-            timeout=client.settings.request_timeout_seconds,
+            timeout=settings.request_timeout_seconds,
             allow_redirects=False,
             stream=True,
         ) as response:
             # In larger pieces than requests itself reads, which costs a good part of parsing.
-            content = b"".join(response.iter_content(__READ_BYTES))
-            return Reply(response.status_code, response.headers, content)
-    except requests.RequestException as error:
-        cause = type(error).__name__
-    # Raised out here, away from an exception that holds the request, and so the key.
-    raise TransientError(f"no complete answer ({cause})")
+            return response, b"".join(response.iter_content(__READ_BYTES))
+
+    client.requests_sent += 1
+    with __debug_line(settings, f"{method} {path} page {(params or {}).get('page', 1)}") as notes:
+        try:
+            response, content = __within(
+                __ANSWER_MAX_TIMEOUTS * settings.request_timeout_seconds, send
+            )
+        except DeadlineError:
+            cause = "its answer was not complete in time"
+        except requests.RequestException as error:
+            cause = __network_cause(error)
+        if cause:
+            # Raised out here, away from an exception that holds the request, and so the key.
+            raise TryAgainError(f"{urlsplit(settings.base_url).hostname}: {cause}")
+        __note_clock(client, response.headers.get("Date"))
+        left = response.headers.get("x-ratelimit-remaining", "unknown")
+        notes += [f"status {response.status_code}", f"budget left {left:.20}"]
+        payload = __read_answer(response, content, f"{method} {path}", settings.api_key)
+        if isinstance(payload.get("data"), list):
+            notes.append(f"{len(payload['data'])} rows")
+        return payload
 
 
-def __read_answer(reply: Reply, method: str, path: str, api_key: str) -> dict:
-    status = reply.status
-    if status == 429:
-        raise RateLimitError(reply.headers)
-    if status == 408 or status >= 500:
-        raise TransientError(f"status {status}")
-    if status != 200:
-        reason = __api_message(reply, api_key)
-        raise RefusedError(f"{method} {path} was refused with {status}: {reason}", status, reason)
+@contextlib.contextmanager
+def __debug_line(settings: Settings, request: str):
+    """Write one log line of a request at its end, when debug logging is on; yield a list of what
+    is to be said of it."""
+    started, notes = time.perf_counter(), []
     try:
-        payload = json.loads(reply.body)
-    except (ValueError, RecursionError):
-        raise TransientError("status 200 with an answer that is not JSON") from None
-    if not isinstance(payload, dict):
-        raise TransientError("status 200 with JSON that is not an object")
+        yield notes
+    finally:
+        if settings.enable_debug_logging:
+            notes.append(f"{(time.perf_counter() - started) * 1000:.0f} ms")
+            __log(log.info, f"{request}: {', '.join(notes)}")
+
+
+def __within(seconds: float, call: Callable[[], Any]) -> Any:
+    """Return what `call` returns, or raise DeadlineError when that takes longer.
+
+    The timeout of a request counts from byte to byte, so an answer that drips never meets it. Such
+    a call is left behind in a thread of its own, which does not keep the process from ending.
+    """
+    outcome: Future = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except Exception as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result(timeout=seconds)
+
+
+def __network_cause(error: BaseException) -> str:
+    """Return what failed on the way to Kustomer, in words."""
+    causes: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in causes:
+        causes.append(link)
+        link = link.__cause__ or link.__context__
+    for kind, words in __NETWORK_CAUSES:
+        if any(isinstance(cause, kind) for cause in causes):
+            return words
+    return "the answer was not complete"
+
+
+def __read_answer(response, content: bytes, request: str, api_key: str) -> dict:
+    """Return the JSON object of an answer, or raise what to do: this alone decides what is retried
+    and what is refused."""
+    status = response.status_code
+    if status == 429:
+        raise RateLimitError(response.headers)
+    if status == 408 or status >= 500:
+        raise TryAgainError(f"status {status}")
+    payload = __parsed(content)
+    if status in __MISSING_ROLE_STATUSES and "errors" not in (payload or {}):
+        raise TryAgainError(f"status {status} without Kustomer's own error message")
+    if status != 200:
+        reason = __api_message(status, payload, api_key)
+        raise RefusedError(f"{request} was refused with {status}: {reason}", status, reason)
+    if payload is None:
+        raise TryAgainError("status 200 with an answer that is not a JSON object")
     meta = payload.get("meta")
     if isinstance(meta, dict) and meta.get("timed_out"):
-        raise TransientError("status 200 with a partial answer (meta.timed_out)")
+        raise TryAgainError("status 200 with a partial answer (meta.timed_out)")
     return payload
 
 
-def __api_message(reply: Reply, api_key: str) -> str:
-    """Return what the API says of a refusal: the fields that describe errors, nothing else of the
-    body, and never the key."""
-    if 300 <= reply.status < 400:
-        return "a redirect, which is never followed; check base_url"
+def __parsed(content: bytes) -> dict | None:
     try:
-        errors = json.loads(reply.body)["errors"]
-        words = [
-            str(error[name])
-            for error in errors
-            for name in ("code", "title", "message", "detail")
-            if error.get(name)
-        ]
-    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-        words = []
+        payload = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return payload if isinstance(payload, dict) else None
+
+
+def __api_message(status: int, payload: dict | None, api_key: str) -> str:
+    """Return what Kustomer says of a refusal: the fields that describe errors, nothing else of the
+    body, and never the key."""
+    if 300 <= status < 400:
+        return "a redirect, which is never followed; check base_url"
+    errors = (payload or {}).get("errors")
+    words = [
+        str(error[name])
+        for error in (errors if isinstance(errors, list) else ())
+        for name in ("code", "title", "message", "detail")
+        if isinstance(error, dict) and error.get(name)
+    ]
     text = " ".join(" - ".join(words).replace(api_key, "(key)").split())
     return text[:__API_MESSAGE_MAX_CHARACTERS] or "no reason given"
 
@@ -809,10 +1992,10 @@ def __handle_rate_limit(
 ) -> float:
     """Wait out a 429 and return the seconds waited.
 
-    Raises KustomerError when the request has waited as long as it may.
+    Raises SyncStoppedError when the request has waited as long as it may.
     """
     if waited >= __RATE_LIMIT_MAX_TOTAL_SECONDS or client.closed:
-        raise KustomerError(
+        raise SyncStoppedError(
             f"{request} was answered 429 (rate limit) for {waited / 60:.0f} minutes. Other keys "
             "and apps of the organization share its limit; the next sync goes on from here."
         )
@@ -822,17 +2005,17 @@ def __handle_rate_limit(
     else:
         seconds += random.uniform(0, __RATE_LIMIT_JITTER_SHARE * seconds)
     seconds = min(seconds, __RATE_LIMIT_MAX_WAIT_SECONDS)
-    __log_now_and_then(client, f"{request}: rate limit, waiting {seconds:.1f} s.", seconds)
+    __log_now_and_then(client, f"{request}: waiting {seconds:.1f} s for the rate limit.", seconds)
     client.seconds_waited += seconds
     time.sleep(seconds)
     return seconds
 
 
-def __seconds_until_reset(headers) -> Optional[float]:
-    """Return how long a 429 asks to wait, or None when it says nothing that lies ahead."""
+def __seconds_until_reset(headers) -> float | None:
+    """Return how long a 429 asks to wait, or None when it names no time ahead."""
     seconds = __retry_after_seconds(headers.get("Retry-After"))
     if seconds is None:
-        reset = __number(headers.get("x-ratelimit-reset"))
+        reset = __header_number(headers.get("x-ratelimit-reset"))
         if reset is not None and reset >= __EPOCH_MILLISECONDS_FROM:
             seconds = reset / 1000 - time.time()
         elif reset is not None and reset >= __EPOCH_SECONDS_FROM:
@@ -842,1023 +2025,152 @@ def __seconds_until_reset(headers) -> Optional[float]:
     return seconds if seconds is not None and seconds > 0 else None
 
 
-def __retry_after_seconds(value: Optional[str]) -> Optional[float]:
-    seconds = __number(value)
-    if seconds is None and value:
-        with contextlib.suppress(ValueError, TypeError, OverflowError):
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+def __retry_after_seconds(value: str | None) -> float | None:
+    seconds, moment = __header_number(value), __header_date(value)
+    if seconds is None and moment:
+        return moment.timestamp() - time.time()
     return seconds
 
 
-def __number(text: Optional[str]) -> Optional[float]:
-    return float(text) if text and re.fullmatch(r"[0-9]{1,15}(\.[0-9]+)?", text.strip()) else None
+def __header_number(value: str | None) -> float | None:
+    known = value and re.fullmatch(r"[0-9]{1,15}(\.[0-9]+)?", value.strip())
+    return float(value) if known else None
+
+
+def __header_date(value: str | None) -> datetime | None:
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        moment = parsedate_to_datetime(value or "")
+        return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return None
 
 
 def __backoff_seconds(earlier_failures: int) -> float:
-    """Return a wait with full jitter, for requests that fail together not to come back so."""
+    """Return a wait with full jitter, so that requests that fail together do not return so."""
     ceiling = min(__BACKOFF_MAX_SECONDS, __BACKOFF_BASE_SECONDS * 2**earlier_failures)
     return random.uniform(0, ceiling)
 
 
 def __handle_request_error(client: Client, request: str, cause: str, failures: int) -> None:
     """Wait before the next retry, or raise KustomerError when there is none left."""
-    if failures >= client.settings.retry_attempts or client.closed:
+    if client.closed:
+        raise SyncStoppedError(f"{request} was given up: nothing asks for its answer any more.")
+    if failures >= client.settings.retry_attempts:
+        times = f"{failures + 1} times, at last with" if failures else "with"
         raise KustomerError(
-            f"{request} failed {failures + 1} times, the last time with: {cause}. When this lasts, "
-            "see whether Kustomer is up, raise retry_attempts or request_timeout_seconds, or "
-            "lower max_records_per_page."
+            f"{request} failed {times}: {cause}. If this persists, check whether Kustomer is up, "
+            "raise retry_attempts or request_timeout_seconds, or lower max_records_per_page."
         )
     seconds = __backoff_seconds(failures)
     client.seconds_waited += seconds
     time.sleep(seconds)
 
 
-def check_api_key(client: Client) -> None:
-    """Return when the API key is live.
-
-    Raises:
-        KustomerError: when Kustomer does not know the key in this region.
-
-    Source: https://developer.kustomer.com/docs/get-started/authentication.
-    """
-    try:
-        execute_api_request(__KEY_PATH, client.settings.api_key, client=client)
-    except RefusedError as error:
-        if error.status == 404:
-            return
-        if error.status not in __MISSING_ROLE_STATUSES:
-            raise
-        raise KustomerError(
-            f"api_key: {client.settings.base_url} refused the key with {error.status} "
-            f"({error.reason}). It is invalid, expired or of another region: check api_key (and "
-            "its IP restriction), and set base_url to the region of the organization."
-        ) from None
-
-
 # --------------------------------------------------------------------------------------------
-# Pagination
+# Time
+#
+# Times inside are UTC, as Kustomer writes them: to the millisecond, with a Z.
 # --------------------------------------------------------------------------------------------
 
-
-class Answer(NamedTuple):
-    """A page as the API gave it. `more` is whether it says that further records match, `total` how
-    many do, and `size` how many records its pages hold; each is None where it says nothing."""
-
-    records: list
-    more: Optional[bool]
-    total: Optional[int]
-    size: Optional[int]
-
-
-class Page(NamedTuple):
-    """Records to deliver, and what is known once they are.
-
-    `safe_until` is the moment up to which every change has been read, or None where the order of
-    records does not tell. `notice` is a warning for the user.
-    """
-
-    records: list
-    safe_until: Optional[datetime] = None
-    total: Optional[int] = None
-    notice: str = ""
+# Covers the lag of the search index and clocks that disagree.
+__OVERLAP = timedelta(minutes=10)
+# What Kustomer sends: https://developer.kustomer.com/docs/concepts/json-api-format.
+__KUSTOMER_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
+__ANY_TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d)(:\d\d)?(?:\.(\d+))?(?:[Zz]|([+-]\d\d)(?::?(\d\d))?)?",
+    re.ASCII,
+)
+__EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
-def __read_ahead(client: Client, pages: Iterator[Page]) -> Iterator[Page]:
-    """Yield the pages, each while a thread already reads the one after it."""
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        ahead = reader.submit(next, pages, None)
-        try:
-            while (page := ahead.result()) is not None:
-                ahead = reader.submit(next, pages, None)
-                yield page
-        except GeneratorExit:
-            client.closed = True
-            raise
+def get_time_range(
+    last_sync_time: str | None = None,
+    configuration: dict | None = None,
+    *,
+    now: datetime | None = None,
+) -> dict[str, str]:
+    """Return the window of changes that a sync starting now has to read.
 
-
-def __fetch(client: Client, path: str, params: dict, body: Optional[dict] = None) -> Answer:
-    """Fetch one page of a list or a search.
-
-    Raises MalformedError when the answer has no list of records.
-
-    Source: https://developer.kustomer.com/docs/concepts/pagination.
-    """
-    payload = execute_api_request(
-        path, client.settings.api_key, {**params}, body=body, client=client
-    )
-    records, meta, links = (payload.get(name) for name in ("data", "meta", "links"))
-    if not isinstance(records, list):
-        raise MalformedError(
-            f"{path} answered page {params['page']} without a list of records in 'data'."
-        )
-    meta = meta if isinstance(meta, dict) else {}
-    total, size = (
-        meta.get(name) if type(meta.get(name)) is int else None for name in ("total", "pageSize")
-    )
-    more = bool(links["next"]) if isinstance(links, dict) and "next" in links else None
-    return Answer(records, more, total, size)
-
-
-def __page_size(client: Client, maximum: int) -> int:
-    return max(__PAGE_MIN_RECORDS, min(client.settings.max_records_per_page, maximum))
-
-
-def __list_pages(client: Client, table: Table, start: Optional[datetime]) -> Iterator[Page]:
-    """Yield every page of a table's list, with the records changed since `start` (None: all).
-
-    When a record leaves the list while it is read, those behind it move up, and the first of the
-    next page moves onto one already read. So each page is asked for such that it begins on the
-    page before, and one that does not join that page is given up for one further back.
-
-    Raises MissingRoleError when the key may not read the list, KustomerError when it never ends.
-    """
-    limit = __page_size(client, __LIST_PAGE_MAX_RECORDS)
-    reached, furthest, read, barren = 0, 0, 0, 0
-    before, leaders = set(), set()
-    while True:
-        number, size = __joining_page(reached, limit)
-        answer = __fetch_list_page(client, table, {"page": number, "pageSize": size})
-        if answer.size is not None and len(answer.records) <= answer.size < size:
-            # The server gives no larger pages. One record a page would join no other.
-            limit = size = max(answer.size, 2)
-        marks = list(map(__mark, answer.records))
-        joins = number == 1 or not before.isdisjoint(marks)
-        fresh = [record for record, mark in zip(answer.records, marks) if mark not in before]
-        more = bool(fresh) if answer.more is None else answer.more
-        leader = hash(marks[0]) if marks else None
-        news = joins and fresh and leader not in leaders
-        leaders.add(leader)
-        if not news:
-            barren += 1
-        if barren > __LIST_MAX_BARREN_PAGES:
-            raise KustomerError(
-                f"GET {table.path} gives nothing new, page after page, and no end (page {number} "
-                f"of {size} records); the list of {table.name} cannot be read."
-            )
-        if not joins:
-            reached = max(0, (number - 1) * size - limit * 2**barren)
-            continue
-        read += len(fresh)
-        notice = "" if more else __shortfall(table, answer.total, read)
-        yield Page(__changed_since(fresh, start), total=answer.total, notice=notice)
-        if not more:
-            return
-        before = set(marks)
-        reached = (number - 1) * size + min(len(before), size)
-        if news and reached > furthest:
-            furthest, barren = reached, 0
-
-
-def __joining_page(reached: int, limit: int) -> Tuple[int, int]:
-    """Return number and size of the page that holds the last of the `reached` first records of a
-    list, and goes furthest beyond it."""
-    if not reached:
-        return 1, limit
-    sizes = range(1, limit + 1)
-    size = max(sizes, key=lambda size: ((reached - 1) // size + 1) * size)
-    return (reached - 1) // size + 1, size
-
-
-def __mark(record) -> Tuple[Optional[str], Any]:
-    """Return what tells a record, and that it did not change and so did not move in its list."""
-    return __record_id(record), str(__attributes(record).get("updatedAt"))
-
-
-def __shortfall(table: Table, total: Optional[int], read: int) -> str:
-    if total is None or total <= read:
-        return ""
-    return (
-        f"{table.name}: Kustomer counts {total} records, its list gave {read}. The rest cannot be "
-        f"reached through the list; use a key with the role {__SEARCH_ROLE}."
-    )
-
-
-def __fetch_list_page(client: Client, table: Table, params: dict) -> Answer:
-    try:
-        return __fetch(client, table.path, params)
-    except RefusedError as error:
-        if error.status not in __MISSING_ROLE_STATUSES:
-            raise
-        raise MissingRoleError(
-            f"{table.name}: {error}. The API key lacks the role {table.role}. {__NEW_KEY}"
-        ) from None
-
-
-def __changed_since(records: list, start: Optional[datetime]) -> list:
-    """Return the records updated at or after `start`, and those that do not say when."""
-    if start is None:
-        return records
-    changed = []
-    for record in records:
-        updated = __updated_at(record)
-        if updated is None or updated >= start:
-            changed.append(record)
-    return changed
-
-
-def __search(client: Client, table: Table, bounds: List[Tuple[str, datetime]], page: int):
-    """Fetch one page of a table's records by `updatedAt`, ascending.
+    The window begins ten minutes before `last_sync_time`, because the search index lags behind
+    writes; the rows in that overlap are delivered again, which their primary key makes harmless.
 
     Args:
-        bounds: pairs of comparison (gt, gte, lte) and moment that `updatedAt` is held against.
-        page: from 1.
+        last_sync_time: an ISO time, or None for a first sync.
+        configuration: the connector's configuration; `initial_sync_days` is used for a first sync.
+        now: the time it is for Kustomer; this machine's clock when None.
 
     Returns:
-        The Answer and the `updatedAt` of each of its records, checked to be ascending and within
-        the bounds.
+        {"start": ..., "end": ...}, ISO texts in UTC; end is now.
 
     Raises:
-        SearchUnusableError: when search refuses, or what it gives cannot be relied on.
-
-    Source: https://developer.kustomer.com/api/core-resources/create-customer-search.
+        ValueError: when `last_sync_time` is not a time or `initial_sync_days` is out of range.
     """
-    attribute = f"{table.search}_updated_at"
-    size = __page_size(client, __SEARCH_PAGE_MAX_RECORDS)
-    body = {
-        "and": [{attribute: {comparison: __format_time(moment)}} for comparison, moment in bounds],
-        "sort": [{attribute: "asc"}],
-        "queryContext": table.search,
-        "includeDeleted": True,
-    }
+    end = now or __now()
+    if last_sync_time is None:
+        (setting,) = (setting for setting in SETTINGS if setting.name == "initial_sync_days")
+        days = __setting_value(setting, (configuration or {}).get(setting.name))
+        start = end - timedelta(days=days)
+    else:
+        last = __parse_time(last_sync_time)
+        if last is None:
+            raise ValueError(f"last_sync_time must be an ISO time, not {last_sync_time!r:.60}.")
+        # A time saved by a clock that was ahead must not skip what Kustomer wrote meanwhile.
+        start = max(min(last, end), __EPOCH) - __OVERLAP
+    return {"start": __format_time(start), "end": __format_time(end)}
+
+
+def __now(client: Client | None = None) -> datetime:
+    """Return the time by the earlier of two clocks, this machine's and Kustomer's, as far as that
+    is known: with a clock that is ahead, what Kustomer writes meanwhile would be skipped."""
+    ahead = client.clock_ahead if client else None
+    now = datetime.now(timezone.utc) - max(ahead or timedelta(0), timedelta(0))
+    return __whole_milliseconds(max(now, __EPOCH))
+
+
+def __note_clock(client: Client, date: str | None) -> None:
+    """Note, at the first answer that has a date, how far this machine's clock is ahead."""
+    if client.clock_ahead is None and (kustomers := __header_date(date)):
+        client.clock_ahead = datetime.now(timezone.utc) - kustomers
+
+
+def __whole_milliseconds(moment: datetime) -> datetime:
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def __parse_time(value) -> datetime | None:
+    """Return the moment that an ISO text names (UTC where it names no offset), or None."""
+    return __read_time(value)[0] if isinstance(value, str) else None
+
+
+# A record's updatedAt is read for its order and for its row, and often equals its other times.
+@lru_cache(maxsize=4096)
+def __read_time(text: str) -> tuple[datetime | None, str | None]:
+    """Return the moment that an ISO text names, and how Kustomer would write it."""
     try:
-        answer = __fetch(client, __SEARCH_PATH, {"page": page, "pageSize": size}, body)
-    except RefusedError as error:
-        if error.status not in __SEARCH_REFUSALS:
-            raise
-        raise __search_refused(error) from None
-    except MalformedError as error:
-        raise SearchUnusableError(str(error)) from None
-    moments = [__updated_at(record) for record in answer.records]
-    __check_moments(moments, bounds)
-    if answer.more and not moments:
-        raise SearchUnusableError("search gave an empty page and said that more records match")
-    if answer.more is None:
-        # Not by a page shorter than asked for, which a server that clamps pageSize gives too.
-        answer = answer._replace(more=bool(moments))
-    return answer, moments
-
-
-def __check_moments(moments: list, bounds: List[Tuple[str, datetime]]) -> None:
-    """Raise SearchUnusableError unless the moments are all known, ascending and within bounds."""
-    if None in moments:
-        raise SearchUnusableError("search gave a record without a readable updatedAt")
-    if any(map(operator.gt, moments, moments[1:])):
-        raise SearchUnusableError("search gave records that are not in ascending order")
-    lowest, highest = bounds[0][1], bounds[-1][1]
-    too_high = len(bounds) > 1 and moments and moments[-1] > highest
-    if moments and moments[0] < lowest or too_high:
-        raise SearchUnusableError("search gave records outside of the times asked for")
-
-
-def __search_refused(error: RefusedError) -> SearchUnusableError:
-    refusal = f"search was refused with {error.status} ({error.reason})"
-    if error.status not in __MISSING_ROLE_STATUSES:
-        return SearchUnusableError(refusal)
-    return SearchRoleMissingError(
-        f"{refusal}: the API key lacks the role {__SEARCH_ROLE}. {__NEW_KEY}"
-    )
-
-
-def __search_pages(client: Client, table: Table, start: datetime, end: datetime) -> Iterator[Page]:
-    """Yield pages of every record changed from `start` to `end`, and of those dated ahead.
-
-    Raises SearchUnusableError when search cannot be relied on; what was yielded before is right.
-    """
-    if start < end - __SEARCH_HORIZON:
-        raise SearchUnusableError("search knows only records updated in the last two years")
-    later_changes = yield from __walk(client, table, start, end)
-    if later_changes:
-        # The next sync reads what changed after `end`. A record dated ahead of the clock would
-        # stay past the end of every sync, and sorts behind all those changes.
-        latest = datetime.max.replace(tzinfo=timezone.utc)
-        for page in __walk(client, table, end + __OVERLAP, latest):
-            yield page._replace(safe_until=None)
-
-
-def __walk(client: Client, table: Table, start: datetime, end: datetime):
-    """Yield pages of the records updated from `start` to `end`, walking by `updatedAt`.
-
-    Each request begins at the last moment delivered instead of at a page number, so a record that
-    moves while it is read never pushes another one out of sight, and the limit of 100 pages a
-    query is met only inside a single moment.
-
-    Returns whether records past `end` were met.
-    """
-    cursor, comparison, delivered, total = start, "gte", set(), None
-    while True:
-        answer, moments = __search(client, table, [(comparison, cursor)], page=1)
-        more = answer.more or (answer.total or 0) > len(moments)
-        if more and comparison == "gt" and moments[-1] == cursor:
-            raise SearchUnusableError("search does not go past the time asked for")
-        inside = bisect_right(moments, end)
-        at_cursor = bisect_right(moments, cursor, hi=inside)
-        fresh = __not_among(answer.records[:at_cursor], delivered)
-        fresh += answer.records[at_cursor:inside]
-        if inside > at_cursor:
-            cursor, delivered = moments[inside - 1], set()
-        last_moment = bisect_left(moments, cursor, hi=inside)
-        delivered.update(map(__record_id, answer.records[last_moment:inside]))
-        total = answer.total if total is None else total
-        yield Page(fresh, cursor, total)
-        if not more or inside < len(moments):
-            return inside < len(moments)
-        comparison = "gte"
-        if moments[0] == moments[-1]:
-            yield from __moment_pages(client, table, cursor, delivered)
-            comparison = "gt"
-
-
-def __moment_pages(
-    client: Client, table: Table, moment: datetime, delivered: Set[Optional[str]]
-) -> Iterator[Page]:
-    """Yield pages of the records updated at exactly `moment` that are not yet delivered.
-
-    A record that moves away while the pages are read shifts those behind it onto a page already
-    read, and is itself met by that pass only. So the pages are read again until two passes meet
-    the same records. A pass of one page has nothing that could shift.
-    """
-    before: Set[Optional[str]] = set()
-    for _ in range(__MOMENT_MAX_PASSES):
-        met: Set[Optional[str]] = set()
-        for number in range(1, __SEARCH_MAX_PAGES + 1):
-            answer, _ = __search(client, table, [("gte", moment), ("lte", moment)], number)
-            ids = set(map(__record_id, answer.records))
-            if answer.more and ids <= met:
-                raise SearchUnusableError("search gives the same page again and again")
-            yield Page(__not_among(answer.records, delivered), moment)
-            met |= ids
-            delivered |= ids
-            if not answer.more and (answer.total or 0) <= len(met):
-                break
-        else:
-            raise SearchUnusableError(
-                f"more than {__SEARCH_MAX_PAGES} pages of records share one updatedAt"
-            )
-        if number == 1 or met == before:
-            return
-        before = met
-    raise SearchUnusableError("the records of one updatedAt change each time they are read")
-
-
-def __not_among(records: list, delivered: Set[Optional[str]]) -> list:
-    return [record for record in records if __record_id(record) not in delivered]
-
-
-# --------------------------------------------------------------------------------------------
-# Record mapping: a record in, a row out, nothing else
-# --------------------------------------------------------------------------------------------
-
-__LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-__compact_json = json.JSONEncoder(
-    ensure_ascii=False, separators=(",", ":"), check_circular=False
-).encode
-
-
-def __attributes(record) -> dict:
-    """Return a record's attributes; those of a record that came flat are the record itself."""
-    if not isinstance(record, dict):
-        return {}
-    attributes = record.get("attributes")
-    return attributes if isinstance(attributes, dict) else record
-
-
-def __record_id(record) -> Optional[str]:
-    """Return a record's id as text, or None when it has none."""
-    value = record.get("id") if isinstance(record, dict) else None
-    if isinstance(value, str):
-        return value or None
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def __updated_at(record) -> Optional[datetime]:
-    return __parse_time(__attributes(record).get("updatedAt"))
-
-
-def __related_id(record: dict, name: str) -> Optional[str]:
-    """Return the id of a record's relationship, whatever the type the API gives it."""
-    relationships = record.get("relationships")
-    relation = relationships.get(name) if isinstance(relationships, dict) else None
-    return __record_id(relation.get("data")) if isinstance(relation, dict) else None
-
-
-def __text(value) -> Optional[str]:
-    """Return a value for a text column: text as it is, anything else as JSON.
-
-    Kustomer writes an attribute without a value as null, [] or {} as well; all are None.
-    """
-    if not isinstance(value, str):
-        if value is None or value == [] or value == {}:
-            return None
-        value = __compact_json(value)
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            # Half of a surrogate pair is valid in JSON, but no destination can store it.
-            return __LONE_SURROGATE.sub("\ufffd", value)
-    return value
-
-
-def __flag(value) -> Optional[bool]:
-    if value is None or isinstance(value, bool):
-        return value
-    return {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else None
-
-
-def __time(value) -> Optional[str]:
-    return __read_time(value)[1] if isinstance(value, str) else None
-
-
-def __first_of(entries, name: str, best: Optional[Callable[[dict], bool]] = None):
-    """Return `name` of the first entry that is best, else of the first one that has it."""
-    first = None
-    for entry in entries if isinstance(entries, list) else ():
-        value = entry.get(name) if isinstance(entry, dict) else entry
-        if value and isinstance(entry, (dict, str)):
-            if best is None or isinstance(entry, dict) and best(entry):
-                return value
-            first = first or value
-    return first
-
-
-def __is_verified(entry: dict) -> bool:
-    return entry.get("verified") is True
-
-
-def __is_website(entry: dict) -> bool:
-    return entry.get("type") == "website"
-
-
-def __map_customer_data(record: dict) -> Dict[str, Any]:
-    """Return the customers row of a record.
-
-    Source: https://developer.kustomer.com/api/core-resources/get-customers.
-    """
-    get = __attributes(record).get
-    external_id = get("externalId") or __first_of(get("externalIds"), "externalId")
-    return {
-        "id": __record_id(record),
-        "name": __text(get("name") or get("displayName")),
-        "email": __text(__first_of(get("emails"), "email", __is_verified)),
-        "phone": __text(__first_of(get("phones"), "phone")),
-        "company_id": __related_id(record, "company"),
-        "external_id": __text(external_id),
-        "verified": __flag(get("verified")),
-        "locked": __flag(get("locked")),
-        "emails": __text(get("emails")),
-        "phones": __text(get("phones")),
-        "tags": __text(get("tags")),
-        "custom": __text(get("custom")),
-        "deleted": __flag(get("deleted")),
-        "created_at": __time(get("createdAt")),
-        "updated_at": __time(get("updatedAt")),
-    }
-
-
-def __map_company_data(record: dict) -> Dict[str, Any]:
-    """Return the companies row of a record. Kustomer's own examples spell `extenalId`.
-
-    Source: https://developer.kustomer.com/api/core-resources.
-    """
-    get = __attributes(record).get
-    return {
-        "id": __record_id(record),
-        "name": __text(get("name")),
-        "website": __text(__first_of(get("urls"), "url", __is_website)),
-        "domains": __text(__domain_names(get("domains"))),
-        "external_id": __text(get("externalId") or get("extenalId")),
-        "tags": __text(get("tags")),
-        "custom": __text(get("custom")),
-        "deleted": __flag(get("deleted")),
-        "created_at": __time(get("createdAt")),
-        "updated_at": __time(get("updatedAt")),
-    }
-
-
-def __domain_names(domains):
-    """Return a company's domains as a list of texts; entries come as objects or as texts."""
-    if not isinstance(domains, list):
-        return domains
-    names = [entry.get("domain") if isinstance(entry, dict) else entry for entry in domains]
-    return [name for name in names if name]
-
-
-def __map_brand_data(record: dict) -> Dict[str, Any]:
-    """Return the brands row of a record.
-
-    Source: https://developer.kustomer.com/api/core-resources.
-    """
-    get = __attributes(record).get
-    return {
-        "id": __record_id(record),
-        "name": __text(get("name")),
-        "display_name": __text(get("displayName")),
-        "website_url": __text(get("websiteUrl")),
-        "icon_url": __text(get("iconUrl")),
-        "is_default": __flag(get("default")),
-        "created_at": __time(get("createdAt")),
-        "updated_at": __time(get("updatedAt")),
-    }
-
-
-def __map_message_data(record: dict) -> Dict[str, Any]:
-    """Return the messages row of a record. `preview` is the body's plain text, cut by Kustomer.
-
-    Source: https://developer.kustomer.com/api/core-resources.
-    """
-    get = __attributes(record).get
-    return {
-        "id": __record_id(record),
-        "conversation_id": __related_id(record, "conversation"),
-        "customer_id": __related_id(record, "customer"),
-        "channel": __text(get("channel")),
-        "direction": __text(get("direction")),
-        "message_type": __text(get("directionType")),
-        "status": __text(get("status")),
-        "subject": __text(get("subject")),
-        "body": __text(get("body") or get("preview")),
-        "app": __text(get("app")),
-        "source": __text(get("source")),
-        "meta": __text(get("meta")),
-        "custom": __text(get("custom")),
-        "sent_at": __time(get("sentAt")),
-        "created_at": __time(get("createdAt")),
-        "updated_at": __time(get("updatedAt")),
-    }
-
-
-# --------------------------------------------------------------------------------------------
-# Table generators
-# --------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Progress:
-    """What a generator reports at the end of each page, once every row so far was taken.
-
-    `rows`, `skipped` (records without an id) and `unreadable_times` count this page. `deleted` has
-    the ids of this page's rows whose record is deleted. `safe_until` is the ISO time at which a
-    sync may resume, or None where that has not changed. `total` is how many records match, where
-    the API says so. `done` is true in the last report of a table.
-    """
-
-    rows: int = 0
-    skipped: int = 0
-    unreadable_times: int = 0
-    deleted: Set[str] = field(default_factory=set)
-    safe_until: Optional[str] = None
-    total: Optional[int] = None
-    done: bool = False
-
-
-def get_customers(
-    api_key: str,
-    last_sync_time: Optional[str] = None,
-    configuration: Optional[dict] = None,
-    *,
-    client: Optional[Client] = None,
-    on_page: Callable[[Progress], None] = lambda progress: None,
-) -> Iterator[Dict[str, Any]]:
-    """Yield a row for each customer changed since the window's start, deleted ones too.
-
-    Args:
-        api_key: the Kustomer API key.
-        last_sync_time: ISO time of the last sync, or None for a first one.
-        configuration: the connector's configuration; without it every setting has its default.
-        client: the running sync's client; without one the generator opens its own.
-        on_page: called with a Progress at the end of each page and once more when done.
-
-    Yields:
-        dict keyed by column. A row may come twice; the later one is right.
-
-    Raises:
-        MissingRoleError: when the key may read neither search nor list.
-        KustomerError: when Kustomer cannot be read.
-        ValueError: when the configuration or `last_sync_time` is wrong.
-    """
-    yield from __rows(
-        __CUSTOMERS, __map_customer_data, api_key, last_sync_time, configuration, client, on_page
-    )
-
-
-def get_companies(
-    api_key: str,
-    last_sync_time: Optional[str] = None,
-    configuration: Optional[dict] = None,
-    *,
-    client: Optional[Client] = None,
-    on_page: Callable[[Progress], None] = lambda progress: None,
-) -> Iterator[Dict[str, Any]]:
-    """Yield a row for each company changed since the window's start, read from their list.
-
-    Arguments, rows and errors are those of `get_customers`.
-    """
-    yield from __rows(
-        __COMPANIES, __map_company_data, api_key, last_sync_time, configuration, client, on_page
-    )
-
-
-def get_brands(
-    api_key: str,
-    configuration: Optional[dict] = None,
-    *,
-    client: Optional[Client] = None,
-    on_page: Callable[[Progress], None] = lambda progress: None,
-) -> Iterator[Dict[str, Any]]:
-    """Yield a row for every brand, the first one after all have been read.
-
-    Arguments, rows and errors are those of `get_customers`.
-    """
-    yield from __rows(__BRANDS, __map_brand_data, api_key, None, configuration, client, on_page)
-
-
-def get_messages(
-    api_key: str,
-    last_sync_time: Optional[str] = None,
-    configuration: Optional[dict] = None,
-    *,
-    client: Optional[Client] = None,
-    on_page: Callable[[Progress], None] = lambda progress: None,
-) -> Iterator[Dict[str, Any]]:
-    """Yield a row for each message changed since the window's start.
-
-    Arguments, rows and errors are those of `get_customers`.
-    """
-    yield from __rows(
-        __MESSAGES, __map_message_data, api_key, last_sync_time, configuration, client, on_page
-    )
-
-
-def __rows(
-    table: Table,
-    map_record: Callable[[dict], Dict[str, Any]],
-    api_key: str,
-    last_sync_time: Optional[str],
-    configuration: Optional[dict],
-    client: Optional[Client],
-    on_page: Callable[[Progress], None],
-) -> Iterator[Dict[str, Any]]:
-    """Yield the rows of a table's window page by page, and report after each page."""
-    if client is None:
-        settings = parse_configuration({**(configuration or {}), "api_key": api_key})
-        with open_client(settings) as own:
-            yield from __rows(
-                table, map_record, api_key, last_sync_time, configuration, own, on_page
-            )
-        return
-    window = get_time_range(last_sync_time, configuration)
-    start, end = (__parse_time(window[name]) for name in ("start", "end"))
-    for page in __read_ahead(client, __table_pages(client, table, start, end)):
-        rows, progress = __page_rows(table, map_record, page)
-        yield from rows
-        if page.notice:
-            client.warn(page.notice)
-        on_page(progress)
-    on_page(Progress(safe_until=window["end"], done=True))
-
-
-def __page_rows(
-    table: Table, map_record: Callable[[dict], Dict[str, Any]], page: Page
-) -> Tuple[List[Dict[str, Any]], Progress]:
-    """Return a page's rows, and the report to make once they are taken."""
-    safe_until = __format_time(page.safe_until) if page.safe_until else None
-    rows, progress = [], Progress(safe_until=safe_until, total=page.total)
-    for record in page.records:
-        row = map_record(record) if isinstance(record, dict) else {"id": None}
-        if row["id"] is None:
-            progress.skipped += 1
-            continue
-        rows.append(row)
-        attributes = __attributes(record)
-        if not all(map(row.get, table.times)):
-            progress.unreadable_times += sum(
-                row[column] is None and attributes.get(name) is not None
-                for column, name in table.times.items()
-            )
-        if __flag(attributes.get("deleted")):
-            progress.deleted.add(row["id"])
-        else:
-            progress.deleted.discard(row["id"])
-    progress.rows = len(rows)
-    return rows, progress
-
-
-def __table_pages(client: Client, table: Table, start: datetime, end: datetime) -> Iterator[Page]:
-    """Yield a table's pages by search where that works, else from its list."""
-    incremental = client.settings.enable_incremental_sync
-    trouble: Optional[SearchUnusableError] = None
-    if table.search and incremental and not client.search_role_missing:
-        try:
-            yield from __search_pages(client, table, start, end)
-            return
-        except SearchUnusableError as error:
-            trouble = error
-    everything = table.mirrored or not incremental
-    pages = __list_pages(client, table, None if everything else start)
-    if table.mirrored:
-        # All pages are read before the first row leaves, so that a failure truncates nothing.
-        pages = iter(list(pages))
-    for page in pages:
-        # Not before the first page came: a key that lacks the table's own role is refused by
-        # search as well, and the list's error names that role.
-        yield page if trouble is None else __with_trouble(client, table, page, trouble)
-        trouble = None
-
-
-def __with_trouble(client: Client, table: Table, page: Page, trouble: SearchUnusableError) -> Page:
-    """Return the first page of a list that stands in for search, with the warning that says so."""
-    client.search_role_missing = isinstance(trouble, SearchRoleMissingError)
-    notice = (
-        f"{table.name}: {str(trouble).rstrip('.')}. Every sync reads the whole list of "
-        f"{table.name} instead, which takes more requests."
-    )
-    return page._replace(notice=f"{notice} {page.notice}".rstrip())
-
-
-# --------------------------------------------------------------------------------------------
-# Sync
-# --------------------------------------------------------------------------------------------
-
-__GENERATORS = {
-    "customers": get_customers,
-    "companies": get_companies,
-    "brands": get_brands,
-    "messages": get_messages,
-}
-__RESET_HINT = (
-    "Reset the connection: 'fivetran reset' for a local run, a historical re-sync on Fivetran."
-)
-
-
-def read_state(state: Optional[dict], warn: Callable[[str], None]) -> Dict[str, str]:
-    """Return the saved `last_sync_time` of each table that has one.
-
-    Args:
-        state: {"last_sync_time": {table: ISO time}}; a plain ISO text, which earlier versions
-            saved, counts for every table. Tables that no longer exist are dropped.
-        warn: told of each time that cannot be used; its table starts afresh.
-
-    Raises:
-        ValueError: when the state has another shape.
-    """
-    if not state:
-        return {}
-    saved = state.get("last_sync_time") if isinstance(state, dict) else None
-    if isinstance(saved, str):
-        saved = {table.name: saved for table in TABLES}
-    if not isinstance(saved, dict):
-        raise ValueError(
-            "The saved state is not one of this connector: it has no last_sync_time by table. "
-            + __RESET_HINT
-        )
-    cursors, latest = {}, __now() + __OVERLAP
-    for table in TABLES:
-        if table.name not in saved:
-            continue
-        moment = __parse_time(saved[table.name])
-        if moment is None or moment > latest:
-            trouble = "is no time" if moment is None else "lies in the future"
-            warn(f"{table.name}: the saved last_sync_time {trouble}; the table starts afresh.")
-        else:
-            cursors[table.name] = __format_time(moment)
-    return cursors
-
-
-@dataclass
-class Counts:
-    """What the log says of a table, or of a sync, at its end."""
-
-    rows: int = 0
-    deletes: int = 0
-    skipped: int = 0
-    unreadable_times: int = 0
-    requests: int = 0
-    seconds_waited: float = 0.0
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*map(operator.add, astuple(self), astuple(other)))
-
-    def __str__(self) -> str:
-        odd = f", {self.unreadable_times} unreadable times left empty"
-        return (
-            f"{self.rows} rows, {self.deletes} deletes, {self.skipped} skipped, "
-            f"{self.requests} requests, {self.seconds_waited:.1f} s waiting"
-            f"{odd if self.unreadable_times else ''}"
-        )
-
-
-def __warn_user(message: str) -> None:
-    """Say a warning in the log and on the connection's page. For the main thread only."""
-    __log_warning(message)
-    op.warning(message)
-
-
-@contextlib.contextmanager
-def __few_garbage_collections():
-    """Keep the garbage collector from walking the records of a page over and over while they are
-    parsed: they hold no cycles, and that walk takes longer than parsing them."""
-    thresholds = gc.get_threshold()
-    gc.set_threshold(__COLLECT_GARBAGE_FROM_OBJECTS, *thresholds[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-
-
-def __checkpoint(cursors: Dict[str, str]) -> None:
-    # Makes every row before it safe, and is the state that the next sync starts with.
-    op.checkpoint({"last_sync_time": dict(cursors)})
-
-
-def __move_cursor(cursors: Dict[str, str], table: Table, safe_until: Optional[str]) -> None:
-    """Move a table's cursor forward; reading the overlap again never takes it back."""
-    moment, last = __parse_time(safe_until), __parse_time(cursors.get(table.name))
-    if moment and (last is None or moment > last):
-        cursors[table.name] = safe_until
-
-
-def __sync_table(
-    client: Client, table: Table, cursors: Dict[str, str], configuration: dict
-) -> Counts:
-    """Deliver a table's window, leave its cursor at the window's end, and return its counts."""
-    counts = Counts(requests=-client.requests_sent, seconds_waited=-client.seconds_waited)
-    since_checkpoint = 0
-
-    def take(progress: Progress) -> None:
-        nonlocal counts, since_checkpoint
-        for record_id in progress.deleted:
-            op.delete(table.name, {"id": record_id})
-        counts += Counts(
-            progress.rows, len(progress.deleted), progress.skipped, progress.unreadable_times
-        )
-        __move_cursor(cursors, table, progress.safe_until)
-        since_checkpoint += progress.rows
-        # A mirrored table is whole in the destination only once its last row is there.
-        if progress.done or (since_checkpoint >= __CHECKPOINT_EVERY_ROWS and not table.mirrored):
-            since_checkpoint = 0
-            __checkpoint(cursors)
-        __log_progress(client, table, counts.rows, progress)
-
-    window = {} if table.mirrored else {"last_sync_time": cursors.get(table.name)}
-    rows = __GENERATORS[table.name](
-        client.settings.api_key, **window, configuration=configuration, client=client, on_page=take
-    )
-    with contextlib.closing(rows):
-        for number, row in enumerate(rows):
-            if table.mirrored and number == 0:
-                op.truncate(table.name)
-            # Inserts the row, or replaces the one with the same id.
-            op.upsert(table.name, row)
-    if counts.skipped:
-        __warn_user(f"{table.name}: {counts.skipped} records without an id were skipped.")
-    return counts + Counts(requests=client.requests_sent, seconds_waited=client.seconds_waited)
-
-
-def __log_progress(client: Client, table: Table, rows: int, progress: Progress) -> None:
-    if not progress.done:
-        through = f" through {progress.safe_until}" if progress.safe_until else ""
-        known = f" of {progress.total}" if progress.total is not None else ""
-        __log_now_and_then(client, f"{table.name}: {rows}{known} rows{through} so far.")
-
-
-def __next_read(table: Table, cursors: Dict[str, str], settings: Settings) -> Optional[datetime]:
-    """Return when a table is due, or None when it is due now."""
-    last = __parse_time(cursors.get(table.name))
-    if last is None or settings.sync_frequency_hours is None:
-        return None
-    # Schedulers start a little early at times; the slack keeps them from missing a whole period.
-    due = last + timedelta(hours=settings.sync_frequency_hours)
-    return due if __now() < due - __OVERLAP else None
-
-
-def __plan(due: Dict[str, Optional[datetime]], cursors: Dict[str, str], settings: Settings) -> str:
-    """Return the log line that says what of each table is read, or when it is due."""
-    words = []
-    for table in TABLES:
-        name, since = table.name, cursors.get(table.name)
-        if due[name]:
-            words.append(f"{name} not before {__format_time(due[name])}")
-        elif table.mirrored or not settings.enable_incremental_sync:
-            words.append(f"all {name}")
-        elif since:
-            words.append(f"{name} changed since {since}")
-        else:
-            words.append(f"{name} changed in the last {settings.initial_sync_days} days")
-    return "Kustomer sync: " + ", ".join(words) + "."
-
-
-def update(configuration: dict, state: dict) -> None:
-    """Bring the destination up to date with Kustomer: every table that is due, one by one.
-
-    Args:
-        configuration: the connection's settings, texts by key; see SETTINGS.
-        state: what the last checkpoint saved, empty on a first sync.
-
-    Raises:
-        ValueError: when the configuration or the state cannot be used; nothing was sent then.
-        MissingRoleError: after all other tables, naming each table whose role is missing.
-        KustomerError: when Kustomer cannot be read; the next sync resumes at the last checkpoint.
-    """
-    settings = parse_configuration(configuration)
-    cursors = read_state(state, __warn_user)
-    __warn_of_unknown_keys(configuration, __warn_user)
-    due = {table.name: __next_read(table, cursors, settings) for table in TABLES}
-    __log(log.info, __plan(due, cursors, settings))
-    whole, missing = Counts(requests=1), []
-    with open_client(settings, __warn_user) as client, __few_garbage_collections():
-        check_api_key(client)
-        for table in TABLES:
-            if due[table.name]:
-                continue
-            try:
-                counts = __sync_table(client, table, cursors, configuration)
-            except MissingRoleError as error:
-                missing.append(str(error))
-                continue
-            whole += counts
-            __log(log.info, f"{table.name}: {counts}.")
-    __log(log.info, f"Kustomer sync: {whole}.")
-    if missing:
-        raise MissingRoleError(" ".join(missing))
-
-
-# --------------------------------------------------------------------------------------------
-# Schema
-# --------------------------------------------------------------------------------------------
-
-
-def schema(configuration: dict) -> List[dict]:
-    """Return every table with its primary key and all its columns with their types."""
-    return [
-        {"table": table.name, "primary_key": ["id"], "columns": table.columns} for table in TABLES
-    ]
+        if __KUSTOMER_TIME.fullmatch(text):
+            return datetime.fromisoformat(text[:-1] + "+00:00"), text
+        parts = __ANY_TIME.fullmatch(text)
+        if not parts:
+            return None, None
+        day, clock, seconds, fraction, hours, minutes = parts.groups()
+        clock += f"{seconds or ':00'}.{(fraction or '')[:6]:0<6}"
+        moment = datetime.fromisoformat(f"{day}T{clock}{hours or '+00'}:{minutes or '00'}")
+        moment = moment.astimezone(timezone.utc)
+        return moment, __format_time(moment)
+    except (ValueError, OverflowError):
+        return None, None
+
+
+def __format_time(moment: datetime) -> str:
+    """Return a UTC moment as Kustomer writes it, with microseconds only where it has them."""
+    precision = "microseconds" if moment.microsecond % 1000 else "milliseconds"
+    return moment.isoformat(timespec=precision)[: -len("+00:00")] + "Z"
 
 
 # --------------------------------------------------------------------------------------------
 # Setup form
+#
+# What Fivetran shows when a connection is set up, and the tests of what was entered.
 # --------------------------------------------------------------------------------------------
-
-
-def __form_field(setting: Setting):
-    common = {"description": setting.description, "required": setting.kind == "key"}
-    if setting.kind == "switch":
-        return form_field.ToggleField(setting.name, setting.label, **common)
-    kind = (
-        form_field.TextField.password if setting.kind == "key" else form_field.TextField.plain_text
-    )
-    return form_field.TextField(
-        setting.name, setting.label, kind, placeholder=setting.placeholder, **common
-    )
-
-
-def __run_setup_test(configuration: dict, check: Callable[[Client], None]):
-    """Return the result of a setup test that passes when `check` raises nothing."""
-    try:
-        with open_client(parse_configuration(configuration)) as client:
-            check(client)
-    except (KustomerError, ValueError) as error:
-        return Test.failure(str(error))
-    return Test.success()
-
-
-def test_configuration(configuration: dict):
-    """Setup test: every setting is within its range."""
-    return __run_setup_test(configuration, lambda client: None)
-
-
-def test_api_key(configuration: dict):
-    """Setup test: the key is live and belongs to the region of `base_url`."""
-    return __run_setup_test(configuration, check_api_key)
-
-
-def test_roles(configuration: dict):
-    """Setup test: the key may read each table; a failure names every role to add."""
-
-    def read_one_of_each(client: Client) -> None:
-        missing = []
-        for table in TABLES:
-            try:
-                __fetch_list_page(client, table, {"page": 1, "pageSize": 1})
-            except MissingRoleError as error:
-                missing.append(str(error))
-        if missing:
-            raise MissingRoleError(" ".join(missing))
-
-    return __run_setup_test(configuration, read_one_of_each)
-
-
-def test_search(configuration: dict):
-    """Setup test: search works. Without it every sync is right and takes more requests, so this
-    test passes all the same, and its warning says what to add."""
-
-    def search_customers(client: Client) -> None:
-        try:
-            __search(client, __CUSTOMERS, [("gte", __now())], page=1)
-        except SearchUnusableError as error:
-            reason = str(error).rstrip(".")
-            client.warn(f"{reason}. Without search every sync reads all customers and messages.")
-
-    return __run_setup_test(configuration, search_customers)
 
 
 def configuration_form() -> ConfigurationForm:
@@ -1873,4 +2185,75 @@ def configuration_form() -> ConfigurationForm:
     return form
 
 
+def __form_field(setting: Setting):
+    required = setting is __API_KEY
+    common = {"description": setting.explained(), "required": required}
+    if setting.parse is __parse_switch:
+        return form_field.ToggleField(setting.name, setting.label, **common)
+    kind = form_field.TextField.password if required else form_field.TextField.plain_text
+    placeholder = "eyJ..." if required else str(setting.default or "not set")
+    return form_field.TextField(
+        setting.name, setting.label, kind, placeholder=placeholder, **common
+    )
+
+
+def test_configuration(configuration: dict):
+    """Setup test: every setting is within its range."""
+    return __run_setup_test(configuration, lambda client: None)
+
+
+def test_api_key(configuration: dict):
+    """Setup test: the key is valid and belongs to the region of `base_url`."""
+    return __run_setup_test(configuration, check_api_key)
+
+
+def test_roles(configuration: dict):
+    """Setup test: the key may read each table; a failure names every role to add."""
+    return __run_setup_test(configuration, __read_one_of_each)
+
+
+def test_search(configuration: dict):
+    """Setup test: search works. Without it every sync is right and takes more requests, so this
+    test passes all the same, and its warning says what to add."""
+    return __run_setup_test(configuration, __search_customers)
+
+
+def __run_setup_test(configuration: dict, check: Callable[[Client], None]):
+    """Return the result of a setup test that passes when `check` raises nothing."""
+    try:
+        with open_client(validate_configuration(configuration)) as client:
+            check(client)
+            __show_warnings(client)
+    except (KustomerError, ValueError) as error:
+        return Test.failure(str(error))
+    return Test.success()
+
+
+def __read_one_of_each(client: Client) -> None:
+    failures = []
+    for table in TABLES:
+        try:
+            __list_page(Listing(client, table), 1, 1)
+        except KustomerError as error:
+            failures.append(f"{table.name}: {error}")
+    if failures:
+        raise KustomerError(" ".join(failures))
+
+
+def __search_customers(client: Client) -> None:
+    now = __now(client)
+    try:
+        __search(Search(client, CUSTOMERS, now, now), Slice(now))
+    except SearchUnusableError as error:
+        reason = str(error).rstrip(".")
+        client.warnings.append(
+            f"{reason}. Without search, every sync reads all customers and messages."
+        )
+
+
 connector = Connector(update=update, schema=schema, configuration_form=configuration_form)
+
+if __name__ == "__main__":
+    # For a run from an editor; `fivetran debug` does not come here.
+    with open("configuration.json", encoding="utf-8") as file:
+        connector.debug(configuration=json.load(file))
