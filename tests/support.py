@@ -9,7 +9,10 @@ import connector
 from mock_server import Behaviour, MockKustomer
 
 TABLES = [table.name for table in connector.TABLES]
-COLUMNS = {table.name: table.columns for table in connector.TABLES}
+COLUMNS = {
+    table.name: {name: column.type for name, column in table.columns.items()}
+    for table in connector.TABLES
+}
 # High enough for every test that ends, low enough for one that does not.
 REQUEST_CEILING = 5_000
 _UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.(\d{3}|\d{6})Z")

@@ -13,7 +13,7 @@ KEY = "eyJhbGciOiJIUzI1NiJ9.key"
 
 
 def settings(**given):
-    return connector.parse_configuration({"api_key": KEY, **given})
+    return connector.validate_configuration({"api_key": KEY, **given})
 
 
 def message_of(**given) -> str:
@@ -41,8 +41,8 @@ def test_the_template_has_the_seeds_keys_and_fails_for_want_of_a_key_only():
     names = [setting.name for setting in connector.SETTINGS if setting.name != "base_url"]
     assert sorted(template) == sorted(names)
     with pytest.raises(ValueError, match="^The configuration needs changes. api_key: is required"):
-        connector.parse_configuration(template)
-    assert connector.parse_configuration({**template, "api_key": KEY}) == settings()
+        connector.validate_configuration(template)
+    assert connector.validate_configuration({**template, "api_key": KEY}) == settings()
 
 
 @pytest.mark.parametrize("blank", ["", "  ", None, "<PLACEHOLDER>"])
@@ -59,7 +59,7 @@ def test_a_blank_or_placeholder_key_is_refused(blank):
 @pytest.mark.parametrize("key", ["a b", "Bearer abc", "abc\n", "\tabc", "abc\x00", "schlüssel"])
 def test_a_key_with_blanks_or_control_characters_is_refused_and_not_shown(key):
     message = message_of(api_key=key)
-    assert "api_key: has blanks, control characters" in message
+    assert "api_key: must not contain spaces, line breaks" in message
     assert "abc" not in message and "schl" not in message
 
 
@@ -78,7 +78,8 @@ def test_numbers_are_taken_within_their_range_only(name, lowest, highest):
     assert getattr(settings(**{name: f" {highest} "}), name) == highest
     for wrong in (str(lowest - 1), str(highest + 1), "1.5", "ten", "1_0", "٣", "9" * 5000):
         message = message_of(**{name: wrong})
-        assert f"{name}: takes a whole number from {lowest} to {highest}, not " in message
+        assert f" must be a whole number from {lowest} to {highest}." in message
+        assert f"{name}: {wrong!r}" in message or f"{name}: a value of 5000 char" in message
         assert len(message) < 200
 
 
@@ -88,7 +89,7 @@ def test_switches_take_their_words_in_any_case(name):
         assert getattr(settings(**{name: word}), name) is switch
     for word in ("false", "No", "off", "0", " FALSE "):
         assert getattr(settings(**{name: word}), name) is False
-    assert f"{name}: takes true or false" in message_of(**{name: "perhaps"})
+    assert f"{name}: 'perhaps' must be true or false" in message_of(**{name: "perhaps"})
 
 
 def test_all_wrong_settings_are_named_at_once():
@@ -153,14 +154,14 @@ def test_base_url_is_understood_as_region_organization_or_mock(given, origin):
     ],
 )
 def test_the_key_goes_nowhere_else(given):
-    assert "base_url: takes https://api.kustomerapp.com (US)" in message_of(base_url=given)
+    assert "is not allowed; use https://api.kustomerapp.com (US)" in message_of(base_url=given)
 
 
 def test_an_unknown_setting_is_warned_about_with_the_nearest_known_one(destination):
     with mock({}) as server:
         sync(server, destination, retry_atempts="3")
     (warning,) = destination.warnings
-    assert "retry_atempts" in warning and "retry_attempts?" in warning
+    assert warning == "Unknown setting 'retry_atempts'. Did you mean 'retry_attempts'?"
 
 
 def test_a_wrong_configuration_fails_before_the_first_request(destination):

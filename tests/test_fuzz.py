@@ -36,7 +36,7 @@ def means_another_host(changes: dict) -> bool:
     """Return whether a sync with these changes would leave this machine."""
     address = {"api_key": "key", "base_url": changes.get("base_url")}
     try:
-        return "base_url" in changes and bool(connector.parse_configuration(address))
+        return "base_url" in changes and bool(connector.validate_configuration(address))
     except ValueError:
         return False
 

@@ -11,7 +11,7 @@ from tests.expected import assert_mirrors
 from tests.support import mock, sync
 
 RECORDS = make_records(customers=250, companies=450, brands=5, messages=300)
-joining_page = connector.__joining_page
+joining_page = connector.__overlapping_page
 
 
 def list_requests(server, table: str) -> list:
@@ -129,9 +129,12 @@ def test_a_list_that_repeats_its_page_for_ever_ends_in_an_error(destination):
 
         server.before_answer = lambda request: request.params.update(page="1")
         server.rewrite = repeat
-        with pytest.raises(connector.KustomerError, match="GET /v1/companies gives nothing new"):
+        with pytest.raises(
+            connector.KustomerError,
+            match="GET /v1/companies returned 40 pages in a row without a new record",
+        ):
             sync(server, destination)
-        assert len(list_requests(server, "companies")) < 30
+        assert len(list_requests(server, "companies")) < 45
 
 
 def test_a_list_that_never_says_it_ends_ends_in_an_error(destination):
@@ -143,7 +146,10 @@ def test_a_list_that_never_says_it_ends_ends_in_an_error(destination):
             return answer
 
         server.rewrite = no_end
-        with pytest.raises(connector.KustomerError, match="GET /v1/companies gives nothing new"):
+        with pytest.raises(
+            connector.KustomerError,
+            match="GET /v1/companies returned 40 pages in a row without a new record",
+        ):
             sync(server, destination)
 
 
@@ -158,7 +164,9 @@ def test_a_total_that_the_list_does_not_reach_is_warned_about(destination):
         server.rewrite = count_more
         sync(server, destination, enable_incremental_sync="false")
         listed = len(server.store.listed("customers"))
-    assert [w for w in destination.warnings if f"10000 records, its list gave {listed}" in w]
+    assert [
+        w for w in destination.warnings if f"10000 records, its list ended after {listed}" in w
+    ]
 
 
 def test_brands_are_mirrored_deletions_too(destination):
@@ -205,3 +213,152 @@ def test_the_next_pages_host_is_never_asked(destination):
         server.rewrite = lead_away
         sync(server, destination)
         assert_mirrors(destination, server)
+
+
+def listing(number: int, **rules):
+    """Return a mock whose companies can be read from their list only, and many of them."""
+    return mock(make_records(companies=number), **rules)
+
+
+def erase_before_requests(server, every: int, number: int, at: int = 0, limit: int = 10**6):
+    """Erase companies from the front of their list before each so many requests."""
+    erased: set = set()
+
+    def erase(request):
+        if (
+            request.path == "/v1/companies"
+            and len(list_requests(server, "companies")) % every == at
+        ):
+            if len(erased) < limit:
+                for record_id in server.store.listed("companies")[:number]:
+                    erased.add(record_id)
+                    server.store.erase("companies", record_id)
+
+    server.before_answer = erase
+    return erased
+
+
+@pytest.mark.parametrize(("every", "number"), [(20, 1), (1, 1), (1, 5), (7, 60)])
+def test_a_long_list_that_shrinks_while_it_is_read_arrives(every, number, destination):
+    records = make_records(companies=3000)
+    with mock(records) as server:
+        erased = erase_before_requests(server, every, number)
+        sync(server, destination)
+        assert records["companies"].keys() - erased <= destination.rows["companies"].keys()
+        assert len(list_requests(server, "companies")) < 100
+    assert erased and not destination.warnings
+
+
+@pytest.mark.parametrize("number", [99, 250, 900, 2500])
+def test_many_records_that_leave_a_list_at_once_hide_no_other(number, destination):
+    records = make_records(companies=6000)
+    with mock(records) as server:
+        erased = erase_before_requests(server, 40, number, at=39, limit=1)
+        sync(server, destination)
+        assert records["companies"].keys() - erased <= destination.rows["companies"].keys()
+        assert len(list_requests(server, "companies")) < 130
+    assert len(erased) == number and not destination.warnings
+
+
+def test_a_list_by_last_update_arrives_while_a_record_changes_with_every_request(destination):
+    records = make_records(companies=3000)
+    with mock(records, list_order="updated") as server:
+
+        def change_one(request):
+            if request.path == "/v1/companies":
+                asked = len(list_requests(server, "companies"))
+                record_id = server.store.listed("companies")[asked * 37 % 1000]
+                server.store.change("companies", record_id, name="Changed")
+
+        server.before_answer = change_one
+        sync(server, destination)
+        server.before_answer = None
+        assert destination.rows["companies"].keys() == records["companies"].keys()
+        assert len(list_requests(server, "companies")) < 120
+        sync(server, destination)
+        assert_mirrors(destination, server, ["companies"])
+    assert not destination.warnings
+
+
+def test_after_four_misses_in_a_row_a_gap_is_accepted_with_one_warning(destination):
+    with listing(9000) as server:
+        erase_before_requests(server, 50, 3700, at=49, limit=1)
+        sync(server, destination)
+        left = set(server.store.listed("companies"))
+        assert len(list_requests(server, "companies")) < 130
+    (warning,) = destination.warnings
+    assert warning.startswith("companies: so many records left the list while it was read")
+    assert len(left - destination.rows["companies"].keys()) < 3700 - 3200
+
+
+@pytest.mark.parametrize("shown", ["given", "asked", "absent"])
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("number", [25, 100, 150, 450])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"page_size_limit": 25},
+        {"page_size_limit": 50},
+        {"forced_page_size": 25},
+        {"forced_page_size": 100},
+        {"allowed_page_sizes": frozenset({25, 50, 100, 500})},
+        {"allowed_page_sizes": frozenset({50, 500})},
+    ],
+    ids=str,
+)
+def test_a_list_arrives_whatever_the_server_makes_of_page_sizes(
+    rules, number, links, shown, destination
+):
+    records = make_records(companies=number)
+    with mock(records, page_size_shown=shown, shows_links=links, **rules) as server:
+        sync(server, destination)
+        assert destination.rows["companies"].keys() == records["companies"].keys()
+        assert "companies" in destination.state["last_sync_time"]
+    assert len(destination.warnings) <= 1
+
+
+def test_a_list_with_other_page_sizes_is_warned_about_once(destination):
+    with listing(450, page_size_limit=50) as server:
+        sync(server, destination)
+    (warning,) = destination.warnings
+    assert warning.startswith("companies: Kustomer does not return pages of the size asked for")
+
+
+@pytest.mark.parametrize("status", [400, 404, 504])
+def test_a_list_that_is_refused_beyond_some_page_stops_no_other_table(status, destination):
+    records = make_records(customers=40, companies=450, brands=3, messages=60)
+    with mock(records, list_window=300, list_window_status=status) as server:
+        with pytest.raises(connector.KustomerError, match="^companies: GET /v1/companies"):
+            sync(server, destination)
+        assert_mirrors(destination, server, ["customers", "brands", "messages"])
+    assert set(destination.state["last_sync_time"]) == {"customers", "brands", "messages"}
+
+
+def test_brands_that_are_not_found_stop_no_other_table(destination):
+    with mock(RECORDS) as server:
+        server.rewrite = lambda request, answer: (
+            answer._replace(status=404, payload={}) if request.path == "/v1/brands" else answer
+        )
+        with pytest.raises(connector.KustomerError, match="^brands: GET /v1/brands was refused"):
+            sync(server, destination)
+        assert_mirrors(destination, server, ["customers", "companies", "messages"])
+
+
+@pytest.mark.parametrize("number", [9_999, 10_000, 10_001])
+def test_a_list_that_ends_at_exactly_10000_records_is_warned_about(number, destination):
+    with listing(number) as server:
+        sync(server, destination)
+    expected = (
+        ["companies: the list ended after exactly 10000 records"] if number == 10_000 else []
+    )
+    assert [warning.split(",")[0] for warning in destination.warnings] == expected
+
+
+def test_a_list_that_shows_deleted_records_delivers_them_as_deleted(destination):
+    with mock(RECORDS, lists_show_deleted=True) as server:
+        sync(server, destination)
+        gone = server.store.listed("companies")[0]
+        server.store.delete("companies", gone)
+        sync(server, destination)
+        assert_mirrors(destination, server)
+    assert gone in destination.deleted["companies"]

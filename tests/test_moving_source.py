@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import connector
 from mock_server import make_records
-from mock_server.api import ROLES, SEARCH_ROLE
+from mock_server.behaviour import ROLES, SEARCH_ROLE
 from mock_server.records import time_text
 from tests.expected import source_rows
 from tests.support import Destination, mock, sync
@@ -119,7 +119,7 @@ def test_a_record_that_leaves_a_tied_group_in_each_of_its_passes_hides_no_other(
         sync(server, destination, max_records_per_page="25")
         server.before_answer = None
         sync(server, destination, max_records_per_page="25")
-        assert len(moved) > 3
+        assert len(moved) >= 3
         assert_equal_but_for_what_left_no_trace(destination, server)
 
 

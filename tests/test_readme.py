@@ -11,7 +11,7 @@ import pytest
 
 import connector
 from mock_server import Fault, make_records
-from mock_server.api import ROLES, SEARCH_ROLE
+from mock_server.behaviour import ROLES, SEARCH_ROLE
 from tests.project import PROJECT, Project
 from tests.support import COLUMNS, Destination, mock, sync
 
@@ -70,11 +70,11 @@ def test_every_setting_is_listed_with_its_default_and_range():
     for setting in connector.SETTINGS:
         default, extent = listed[setting.name]
         shown = {None: "not set", True: "true", False: "false"}.get(setting.default)
-        if setting.kind == "key":
+        if setting.name == "api_key":
             shown = "required"
         assert default == (shown if setting.default is None or shown else str(setting.default))
-        if setting.kind == "integer":
-            assert extent == f"{setting.lowest}-{setting.highest}"
+        if setting.limits:
+            assert extent == "{}-{}".format(*setting.limits)
 
 
 def test_the_template_in_the_text_is_the_file():
@@ -117,7 +117,7 @@ WRONG_SETTINGS = [
 
 def configuration_failure(**wrong) -> str:
     with pytest.raises(ValueError) as error:
-        connector.parse_configuration({"api_key": "key", **wrong})
+        connector.validate_configuration({"api_key": "key", **wrong})
     return str(error.value)
 
 

@@ -1,6 +1,8 @@
 """One request: what is waited for, what is retried, and what is said at the end."""
 
 import dataclasses
+import socket
+import ssl
 import time
 from email.utils import formatdate
 
@@ -21,7 +23,7 @@ def ask(server, **settings) -> dict:
 
 def impatient_client(server, **settings):
     """Return a client that gives up on an answer after a moment, sooner than settings allow."""
-    checked = connector.parse_configuration(server.configuration(**settings))
+    checked = connector.validate_configuration(server.configuration(**settings))
     return connector.open_client(dataclasses.replace(checked, request_timeout_seconds=0.5))
 
 
@@ -59,10 +61,10 @@ def test_what_may_pass_is_retried_with_full_jitter_and_then_succeeds(kind, waits
         ("500", "status 500"),
         ("502", "status 502"),
         ("503", "status 503"),
-        ("reset", "no complete answer (ConnectionError)"),
-        ("timeout", "no complete answer (ReadTimeout)"),
-        ("truncated", "status 200 with an answer that is not JSON"),
-        ("html", "status 200 with an answer that is not JSON"),
+        ("reset", "127.0.0.1: the connection broke"),
+        ("timeout", "127.0.0.1: it timed out"),
+        ("truncated", "status 200 with an answer that is not a JSON object"),
+        ("html", "status 200 with an answer that is not a JSON object"),
         ("timed_out", "status 200 with a partial answer (meta.timed_out)"),
     ],
 )
@@ -73,13 +75,13 @@ def test_a_fault_that_stays_ends_within_the_retry_budget_with_its_cause(kind, ca
             connector.execute_api_request(PATH, server.api_key, client=client)
         message = str(error.value)
         assert len(server.requests) == 3
-    assert message.startswith(f"GET {PATH} failed 3 times, the last time with: {cause}")
+    assert message.startswith(f"GET {PATH} failed 3 times, at last with: {cause}")
 
 
 def test_no_retries_are_made_when_none_are_wanted(waits):
     with mock({}) as server:
         server.order(Fault("500"))
-        assert "failed 1 times" in failure_of(server, retry_attempts="0")
+        assert f"GET {PATH} failed with: status 500." in failure_of(server, retry_attempts="0")
     assert not waits
 
 
@@ -197,3 +199,70 @@ def test_a_sync_uses_one_connection(destination):
     with mock({}) as server:
         connector.update(server.configuration(), {})
         assert len(server.requests) == 5 and server.connections == 1
+
+
+def test_an_answer_that_drips_ends_within_ten_timeouts():
+    with mock({}) as server:
+        # A byte comes well within the timeout of half a second, so that it never passes.
+        server.order(Fault("drip", seconds=0.05))
+        server.rewrite = lambda request, answer: answer._replace(payload={"data": ["x" * 900]})
+        checked = connector.validate_configuration(server.configuration(retry_attempts="0"))
+        checked = dataclasses.replace(checked, request_timeout_seconds=0.1)
+        with connector.open_client(checked) as client:
+            started = time.monotonic()
+            with pytest.raises(connector.KustomerError, match="was not complete in time"):
+                connector.execute_api_request(PATH, server.api_key, client=client)
+            assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "words"),
+    [
+        (
+            "https://x.api.kustomerapp.com",
+            socket.gaierror(-2, "unknown"),
+            "its name was not found",
+        ),
+        ("https://x.api.kustomerapp.com", ConnectionRefusedError(), "it refused the connection"),
+        (
+            "https://x.api.kustomerapp.com",
+            ssl.SSLCertVerificationError("self-signed"),
+            "its certificate was not accepted",
+        ),
+    ],
+)
+def test_a_network_error_names_the_host_and_what_failed(url, error, words, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    configuration = {"base_url": url, "retry_attempts": "0"}
+    with pytest.raises(connector.KustomerError) as raised:
+        connector.execute_api_request(PATH, "key", {}, configuration)
+    assert f"failed with: x.api.kustomerapp.com: {words}." in str(raised.value)
+
+
+def test_a_refused_connection_is_named():
+    with mock({}) as server:
+        configuration = server.configuration(retry_attempts="0")
+    with pytest.raises(connector.KustomerError, match="127.0.0.1: it refused the connection"):
+        connector.execute_api_request(PATH, "key", {}, configuration)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("kind", ["html", "empty", "other JSON"])
+def test_a_refusal_that_is_not_kustomers_own_is_retried(status, kind, waits):
+    with mock({}) as server:
+
+        def edge(request, answer):
+            if len(server.requests) < 2:
+                return answer._replace(
+                    status=status, payload={"html": "<html>", "empty": None}.get(kind, {"a": 1})
+                )
+            return answer
+
+        server.rewrite = edge
+        assert ask(server)["data"] == []
+        server.rewrite = lambda request, answer: answer._replace(status=status, payload={"a": 1})
+        assert f"status {status} without Kustomer's own error" in failure_of(server)
+    assert len(waits) == 2 + 3

@@ -182,4 +182,49 @@ def test_unreadable_times_and_records_without_an_id_are_counted(destination, cap
     assert destination.rows["brands"].keys() == {"7"}
     assert "brands: 2 records without an id were skipped." in destination.warnings
     assert "messages: 1 records without an id were skipped." in destination.warnings
-    assert "1 unreadable times left empty" in capsys.readouterr().out
+    assert "1 unreadable values left empty" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("table", MAPPERS)
+def test_an_empty_text_is_null(table):
+    names = "name displayName channel body preview subject status custom iconUrl default deleted"
+    row = row_of(table, dict.fromkeys([*names.split(), "createdAt", "externalId"], ""))
+    assert set(row.values()) == {"1", None}
+
+
+def test_an_empty_text_does_not_hide_the_next_source():
+    assert row_of("customers", {"name": "", "displayName": "Dee"})["name"] == "Dee"
+    assert row_of("messages", {"body": "", "preview": "who"})["body"] == "who"
+
+
+def test_a_flat_record_has_its_references_in_attributes():
+    row = MAPPERS["messages"]({"id": "1", "conversationId": "c", "customerId": "d"})
+    assert (row["conversation_id"], row["customer_id"]) == ("c", "d")
+    assert MAPPERS["customers"]({"id": "1", "companyId": "e"})["company_id"] == "e"
+    assert row_of("customers", {"company": "f"})["company_id"] == "f"
+    assert row_of("customers", {"company": {"odd": 1}})["company_id"] is None
+
+
+def test_a_relationship_comes_before_a_flat_reference():
+    relationships = {"conversation": {"data": {"id": "a"}}, "customer": {"links": {"self": "x"}}}
+    row = row_of("messages", {"conversationId": "b", "customerId": "c"}, relationships)
+    assert (row["conversation_id"], row["customer_id"]) == ("a", "c")
+
+
+def test_a_subject_comes_from_meta_where_the_message_has_none():
+    assert row_of("messages", {"meta": {"subject": "Hello"}})["subject"] == "Hello"
+    assert row_of("messages", {"subject": "Yes", "meta": {"subject": "No"}})["subject"] == "Yes"
+    assert row_of("messages", {"meta": ["x"]})["subject"] is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("2018-02-12T22:56Z", "2018-02-12T22:56:00.000Z"),
+        ("2018-02-13T03:56:20+05", "2018-02-12T22:56:20.000Z"),
+        ("2018-02-13T03:56+05", "2018-02-12T22:56:00.000Z"),
+        ("2018-02-12 22:56", "2018-02-12T22:56:00.000Z"),
+    ],
+)
+def test_times_without_seconds_or_minutes_of_their_offset_are_read(value, text):
+    assert row_of("messages", {"sentAt": value})["sent_at"] == text

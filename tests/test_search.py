@@ -5,13 +5,14 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 import connector
-from mock_server import make_records
-from mock_server.api import ROLES, SEARCH_ROLE
+from mock_server import Fault, make_records
+from mock_server.behaviour import ROLES, SEARCH_ROLE
 from mock_server.records import time_text
 from tests.expected import assert_mirrors
 from tests.support import mock, searches, sync
 
 RECORDS = make_records(customers=300, companies=30, brands=3, messages=1500)
+SEARCHED = ["customers", "messages"]
 TIED = datetime.now(timezone.utc) - timedelta(days=3)
 
 
@@ -121,17 +122,19 @@ def test_more_than_a_hundred_pages_of_one_millisecond_are_read_from_the_list(des
         assert_mirrors(destination, server)
     (warning,) = destination.warnings
     assert warning.startswith("messages: more than 100 pages of records share one updatedAt.")
-    assert "Every sync reads the whole list of messages instead" in warning
+    assert "This sync reads the whole list of messages instead" in warning
 
 
-def test_without_the_search_role_the_rows_are_the_same_with_one_warning(destination):
+def test_without_the_search_role_the_rows_are_the_same_with_one_warning_a_table(destination):
     for status in (401, 403):
         with mock(RECORDS, roles=ROLES - {SEARCH_ROLE}, missing_role_status=status) as server:
             sync(server, destination)
             assert_mirrors(destination, server)
-            assert len(searches(server)) == 1
-        (warning,) = destination.warnings
-        assert "lacks the role org.permission.search.create" in warning
+            assert len(searches(server)) == 2
+        assert [warning.split(":")[0] for warning in destination.warnings] == SEARCHED
+        for warning in destination.warnings:
+            assert "lacks the role org.permission.search.create" in warning
+            assert "every sync reads the whole list" in warning
         destination.__init__()
 
 
@@ -151,15 +154,12 @@ def test_a_search_that_is_refused_is_replaced_by_the_list(status, destination):
     ]
 
 
-@pytest.mark.parametrize("ignored", ["sort", "filter"])
 @pytest.mark.parametrize("size", ["1", "100"])
-def test_a_search_that_ignores_what_it_was_asked_is_replaced_by_the_list(
-    ignored, size, destination
-):
-    with mock(RECORDS, ignores={ignored}) as server:
+def test_a_search_that_ignores_the_times_asked_for_is_replaced_by_the_list(size, destination):
+    with mock(RECORDS, ignores={"filter"}) as server:
         sync(server, destination, max_records_per_page=size)
         assert_mirrors(destination, server)
-    assert [warning.split(":")[0] for warning in destination.warnings] == ["customers", "messages"]
+    assert [warning.split(":")[0] for warning in destination.warnings] == SEARCHED
 
 
 def test_a_search_that_ignores_the_page_is_replaced_by_the_list_where_it_matters(destination):
@@ -167,7 +167,7 @@ def test_a_search_that_ignores_the_page_is_replaced_by_the_list_where_it_matters
         sync(server, destination)
         assert_mirrors(destination, server)
     (warning,) = destination.warnings
-    assert warning.startswith("messages: search gives the same page again and again.")
+    assert warning.startswith("messages: search shows the same record on two pages.")
 
 
 def test_a_window_that_begins_before_searchs_two_years_is_read_from_the_list(destination):
@@ -191,9 +191,7 @@ def test_a_record_dated_ahead_of_the_clock_arrives(destination):
         for record_id in customers[25:80]:
             server.store.change("customers", record_id, updatedAt=later)
         sync(server, destination, max_records_per_page="10")
-        assert set(customers[:25]) <= destination.rows["customers"].keys()
-        # What was changed after the window's end is the next sync's.
-        assert destination.rows["customers"].keys().isdisjoint(customers[25:80])
+        assert_mirrors(destination, server)
 
 
 def test_an_index_that_lags_loses_nothing_within_the_overlap(destination):
@@ -235,3 +233,209 @@ def test_a_generator_works_by_itself():
             for record_id, record in server.store.records("messages").items()
             if record["attributes"]["updatedAt"] >= time_text(since)
         }
+
+
+def spread_messages(number: int, order: str = "ascending") -> dict:
+    """Return messages whose times mostly follow the order in which they were made: every fortieth
+    was updated long after."""
+    messages = make_records(messages=number, same_moment=0)["messages"]
+    start = datetime.now(timezone.utc) - timedelta(days=50)
+    for place, message in enumerate(messages.values()):
+        later = number // 3 if place % 40 == 39 else 0
+        moment = start + timedelta(minutes=(place + later) * 60_000 / number)
+        message["attributes"]["updatedAt"] = time_text(moment)
+    return {"messages": messages}
+
+
+def listed(server) -> list:
+    return [request for request in server.requests if request.path == "/v1/messages"]
+
+
+def test_an_index_in_order_of_insertion_is_not_taken_for_a_sorted_one(destination):
+    with mock(
+        spread_messages(8000), sort_contexts=frozenset({"customer"}), unsorted_order="insertion"
+    ) as server:
+        sync(server, destination)
+        assert_mirrors(destination, server)
+        assert not listed(server)
+    assert not destination.warnings
+
+
+@pytest.mark.parametrize("other_sorts", ["ignore", "refuse"])
+@pytest.mark.parametrize("order", ["scattered", "insertion"])
+def test_without_sorting_requests_grow_with_what_changed(other_sorts, order, destination):
+    rules = {"sort_contexts": frozenset({"customer"}), "other_sorts": other_sorts}
+    with mock(spread_messages(6000), unsorted_order=order, **rules) as server:
+        sync(server, destination)
+        assert_mirrors(destination, server)
+        # The list has 60 pages.
+        assert len(searches(server)) < 55
+        already = len(server.requests)
+        for record_id in list(server.store.records("messages"))[:700]:
+            server.store.change("messages", record_id, status="changed")
+        sync(server, destination)
+        assert_mirrors(destination, server)
+        assert len(server.requests) - already < 20 and not listed(server)
+    assert not destination.warnings
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(days=20), timedelta(days=400)])
+@pytest.mark.parametrize("place", [-1, -2, 0, 250])
+def test_a_hit_that_shows_a_later_time_than_its_place_hides_no_other(ahead, place, destination):
+    with mock(spread_messages(4000)) as server:
+
+        def date_one_ahead(request, answer):
+            records = answer.payload.get("data")
+            if request.method == "POST" and len(records) == 500:
+                record = records[place] = {**records[place]}
+                updated = datetime.fromisoformat(record["attributes"]["updatedAt"][:-1] + "+00:00")
+                record["attributes"] = {
+                    **record["attributes"],
+                    "updatedAt": time_text(updated + ahead),
+                }
+            return answer
+
+        server.rewrite = date_one_ahead
+        sync(server, destination)
+        assert destination.rows["messages"].keys() == server.store.records("messages").keys()
+
+
+def test_hits_that_changed_since_they_were_indexed_hide_no_other(destination):
+    with mock(spread_messages(4000), index_lag_seconds=3600.0, shows_current=True) as server:
+        for _, record_id in server.store.keys("messages")[480:1100]:
+            server.store.change("messages", record_id, status="changed")
+        sync(server, destination)
+        assert_mirrors(destination, server)
+        assert not listed(server)
+    assert not destination.warnings
+
+
+def test_10000_and_more_records_of_one_updated_at_are_read_from_the_list(destination):
+    with mock(tied_messages(12_000), search_window=10_000) as server:
+        sync(server, destination)
+        assert_mirrors(destination, server)
+    (warning,) = destination.warnings
+    assert warning.startswith("messages: 10000 or more records share one updatedAt. This sync")
+
+
+@pytest.mark.parametrize("tied", [0, 1300])
+@pytest.mark.parametrize("place", [0, 400, -1])
+def test_a_record_that_is_counted_and_not_shown_costs_a_request_at_most(tied, place, destination):
+    records = tied_messages(tied) if tied else spread_messages(900)
+    hidden = sorted(
+        records["messages"], key=lambda i: (records["messages"][i]["attributes"]["updatedAt"], i)
+    )[place]
+    with mock(records) as server:
+        sync(server, destination)
+        usual = len(server.requests)
+    destination.__init__()
+    with mock(records, hidden={hidden}) as server:
+        sync(server, destination)
+        everything = server.store.records("messages").keys()
+        assert destination.rows["messages"].keys() == everything - {hidden}
+        assert len(server.requests) <= usual + 1
+    assert not destination.warnings
+
+
+@pytest.mark.parametrize("kind", ["500", "html", "timed_out", "timeout", "429 by html"])
+def test_a_search_that_fails_for_good_is_replaced_by_the_list(kind, destination):
+    with mock(RECORDS) as server:
+        if kind == "429 by html":
+            server.rewrite = lambda request, answer: (
+                answer._replace(status=403, payload=None) if request.method == "POST" else answer
+            )
+        else:
+            server.order(Fault(kind, path="/search", seconds=0.01))
+        sync(server, destination, retry_attempts="1")
+        assert_mirrors(destination, server)
+    assert [warning.split(":")[0] for warning in destination.warnings] == SEARCHED
+    assert all("the next one searches again" in warning for warning in destination.warnings)
+
+
+def test_after_a_search_that_failed_once_the_next_one_goes_back_to_where_it_had_got_to(
+    destination,
+):
+    with mock(RECORDS) as server:
+        sync(server, destination)
+        gone = server.store.listed("customers")[0]
+        server.store.delete("customers", gone)
+        server.order(Fault("500", path="/search"))
+        sync(server, destination)
+        server.clear_faults()
+        # A list does not show what was deleted.
+        assert gone in destination.live("customers")
+        later = time_text(datetime.now(timezone.utc) + timedelta(hours=3))
+        assert destination.state["unfinished"]["customers"] < later
+        sync(server, destination)
+        assert gone not in destination.live("customers")
+        assert_mirrors(destination, server)
+    assert destination.state["unfinished"] == {}
+
+
+def test_search_goes_back_over_as_many_failed_syncs_as_there_were(destination):
+    with mock(RECORDS) as server:
+        sync(server, destination)
+        first = destination.state["last_sync_time"]["customers"]
+        server.order(Fault("500", path="/search"))
+        for _ in range(4):
+            sync(server, destination)
+            assert destination.state["unfinished"]["customers"] == first
+            assert destination.state["last_sync_time"]["customers"] >= first
+
+
+def test_a_refused_search_leaves_its_table_read(destination):
+    with mock(RECORDS, roles=ROLES - {SEARCH_ROLE}) as server:
+        sync(server, destination)
+    assert destination.state["unfinished"] == {}
+
+
+def test_records_that_all_share_one_updated_at_are_read_without_the_list(destination):
+    messages = make_records(messages=1200, same_moment=0)["messages"]
+    for message in messages.values():
+        message["attributes"]["updatedAt"] = time_text(TIED)
+    with mock({"messages": messages}) as server:
+        sync(server, destination)
+        assert_mirrors(destination, server)
+        assert len(searches(server)) < 15
+    assert not destination.warnings
+
+
+@pytest.mark.parametrize("sorts", [True, False])
+@pytest.mark.parametrize("number", [30, 700])
+def test_records_dated_far_ahead_arrive_with_and_without_sorting(sorts, number, destination):
+    contexts = frozenset({"customer", "message"} if sorts else ())
+    with mock(spread_messages(1500), sort_contexts=contexts) as server:
+        for place, record_id in enumerate(list(server.store.records("messages"))[:number]):
+            ahead = datetime.now(timezone.utc) + timedelta(days=300, minutes=place)
+            server.store.change("messages", record_id, updatedAt=time_text(ahead))
+        sync(server, destination)
+        assert_mirrors(destination, server)
+        assert not listed(server)
+    now = time_text(datetime.now(timezone.utc))
+    assert destination.state["last_sync_time"]["messages"] <= now
+
+
+@pytest.mark.parametrize("shown", ["given", "asked", "absent"])
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("rules", [{"page_size_limit": 25}, {"forced_page_size": 50}])
+def test_search_pages_of_another_size_than_asked_for_are_all_read(
+    rules, links, shown, destination
+):
+    with mock(spread_messages(700), page_size_shown=shown, shows_links=links, **rules) as server:
+        sync(server, destination)
+        assert_mirrors(destination, server)
+    assert not destination.warnings
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_records_per_page": "20"}])
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("total", [True, False])
+@pytest.mark.parametrize("sorts", [True, False])
+def test_all_arrives_whatever_of_links_counts_and_order_search_gives(
+    sorts, total, links, settings, destination
+):
+    contexts = frozenset({"customer", "message"} if sorts else ())
+    rules = {"sort_contexts": contexts, "shows_total": total, "shows_links": links}
+    with mock(tied_messages(650), **rules) as server:
+        sync(server, destination, **settings)
+        assert_mirrors(destination, server)

@@ -7,7 +7,7 @@ import requests
 
 import connector
 from mock_server import Fault, MockKustomer, make_records
-from mock_server.api import ROLES, Behaviour
+from mock_server.behaviour import ROLES, Behaviour
 from tests.project import Project
 from tests.support import mock, sync
 
@@ -91,7 +91,7 @@ def test_a_netrc_does_not_replace_the_key(tmp_path, monkeypatch, destination):
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     assert requests.utils.get_netrc_auth("https://api.kustomerapp.com/v1") == ("user", "other")
-    with connector.open_client(connector.parse_configuration({"api_key": KEY})) as client:
+    with connector.open_client(connector.validate_configuration({"api_key": KEY})) as client:
         request = requests.Request("GET", "https://api.kustomerapp.com/v1/users/current")
         prepared = client.session.prepare_request(request)
     assert prepared.headers["Authorization"] == f"Bearer {KEY}"

@@ -11,7 +11,7 @@ import pytest
 
 import connector
 from mock_server import make_records
-from mock_server.api import ROLES, SEARCH_ROLE
+from mock_server.behaviour import ROLES, SEARCH_ROLE
 from mock_server.fivetran import run_fivetran
 from tests.project import PROJECT
 from tests.support import mock, sync
@@ -66,10 +66,10 @@ def test_each_field_says_what_it_does_and_what_its_default_is(fields):
     for setting in connector.SETTINGS:
         field = fields[setting.name]
         assert field["label"] and field["description"].endswith(".")
-        if setting.kind == "integer":
-            shown = "When empty" if setting.default is None else f"{setting.default} by default"
+        if setting.limits:
+            shown = "When empty" if setting.default is None else f"Default: {setting.default}."
             assert shown in field["description"]
-            assert f"{setting.lowest} to {setting.highest}" in field["description"]
+            assert "{} to {}.".format(*setting.limits) in field["description"]
         if field["kind"] != "toggle":
             assert field["placeholder"]
     for region in (
@@ -125,7 +125,7 @@ def test_a_good_key_passes_every_setup_test(tmp_path):
     [
         (
             FORM_TESTS[0],
-            "initial_sync_days: takes a whole number from 1 to 365",
+            "initial_sync_days: '0' must be a whole number from 1 to 365",
             {"initial_sync_days": "0"},
             "",
         ),

@@ -5,8 +5,8 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 import connector
-from mock_server import make_records
-from mock_server.api import ROLES
+from mock_server import Fault, make_records
+from mock_server.behaviour import ROLES
 from mock_server.records import time_text
 from tests.expected import assert_mirrors
 from tests.support import TABLES, mock, searches, sync
@@ -19,7 +19,8 @@ def ago(**span) -> str:
 
 
 def test_after_each_table_its_time_is_saved(destination):
-    before = ago()
+    # Kustomer's clock is known to the second only.
+    before = ago(seconds=2)
     with mock(RECORDS) as server:
         sync(server, destination)
     after = ago()
@@ -29,13 +30,13 @@ def test_after_each_table_its_time_is_saved(destination):
         assert before <= value <= after
 
 
-def test_within_a_searched_table_the_last_updated_at_is_saved_every_5000_rows(destination):
+def test_how_far_a_searched_table_is_safe_is_saved_every_5000_rows(destination):
     records = make_records(messages=12_500, same_moment=0)
     with mock(records) as server:
         sync(server, destination)
     updates = sorted(r["attributes"]["updatedAt"] for r in records["messages"].values())
-    times = [state["last_sync_time"].get("messages") for state in destination.states]
-    within = [value for value in times if value][:-1]
+    times = [state["unfinished"].get("messages") for state in destination.states]
+    within = [value for value in times if value]
     assert len(within) == 2
     counts = [sum(update <= value for update in updates) for value in within]
     assert 5000 <= counts[0] < 5500 and 5000 <= counts[1] - counts[0] < 5500
@@ -73,7 +74,7 @@ def test_a_first_window_is_as_long_as_configured():
 
 
 def test_a_window_of_no_time_is_refused():
-    with pytest.raises(ValueError, match="last_sync_time takes an ISO time, not 'soon'"):
+    with pytest.raises(ValueError, match="last_sync_time must be an ISO time, not 'soon'"):
         connector.get_time_range("soon")
 
 
@@ -134,7 +135,7 @@ def test_without_a_frequency_every_sync_reads_every_table(destination):
 def test_a_table_whose_role_is_missing_stops_no_other_and_is_named(status, destination):
     without = {"org.permission.message.read", "org.permission.company.read"}
     with mock(RECORDS, roles=ROLES - without, missing_role_status=status) as server:
-        with pytest.raises(connector.MissingRoleError) as error:
+        with pytest.raises(connector.KustomerError) as error:
             sync(server, destination)
         assert_mirrors(destination, server, ["customers", "brands"])
     message = str(error.value)
@@ -147,7 +148,7 @@ def test_a_table_whose_role_is_missing_stops_no_other_and_is_named(status, desti
 
 def test_a_missing_role_of_one_table_does_not_keep_another_from_search(destination):
     with mock(RECORDS, roles=ROLES - {"org.permission.customer.read"}) as server:
-        with pytest.raises(connector.MissingRoleError, match="org.permission.customer.read"):
+        with pytest.raises(connector.KustomerError, match="org.permission.customer.read"):
             sync(server, destination)
         assert_mirrors(destination, server, ["companies", "brands", "messages"])
         assert [r.body["queryContext"] for r in searches(server)] == ["customer", "message"]
@@ -196,9 +197,9 @@ def test_a_legacy_state_counts_for_every_table(destination):
 @pytest.mark.parametrize(
     ("saved", "trouble"),
     [
-        ("rubbish", "is no time"),
-        (5, "is no time"),
-        (None, "is no time"),
+        ("rubbish", "is not a time"),
+        (5, "is not a time"),
+        (None, "is not a time"),
         (ago(days=-1), "lies in the future"),
     ],
 )
@@ -252,14 +253,14 @@ def test_the_log_says_the_windows_and_one_line_a_table(destination, capsys):
         "companies changed since 2026-11-20T00:00:00.000Z, all brands, "
         "messages changed in the last 90 days."
     )
-    deletes = len(destination.deleted["customers"])
-    assert (
-        lines[1]
-        == f"customers: 120 rows, {deletes} deletes, 0 skipped, 1 requests, 0.0 s waiting."
+    deleted = len(destination.deleted["customers"])
+    assert deleted and lines[1] == (
+        f"customers: {120 - deleted} rows upserted, {deleted} rows deleted, 1 requests, "
+        "0.0 s waiting."
     )
     assert [line.split(":")[0] for line in lines[1:]] == [*TABLES, "Kustomer sync"]
-    rows = 120 + len(destination.rows["companies"]) + 3 + 200
-    whole = f"{rows} rows, {deletes} deletes, 0 skipped, 5 requests, 0.0 s waiting"
+    rows = 120 - deleted + len(destination.rows["companies"]) + 3 + 200
+    whole = f"{rows} rows upserted, {deleted} rows deleted, 5 requests, 0.0 s waiting"
     assert lines[-1] == f"Kustomer sync: {whole}."
 
 
@@ -301,3 +302,112 @@ def test_a_destination_that_fails_ends_the_sync_with_its_own_error(destination, 
     with mock(RECORDS) as server:
         with pytest.raises(RuntimeError, match="disk full"):
             sync(server, destination)
+
+
+def test_an_unfinished_table_is_due_at_once_whatever_the_frequency(destination):
+    records = make_records(messages=12_000, same_moment=0)
+    with mock(records) as server:
+        server.order(Fault("reset", after=18))
+        with pytest.raises(connector.KustomerError):
+            sync(server, destination, sync_frequency_hours="168", retry_attempts="0")
+        server.clear_faults()
+        assert 0 < len(destination.rows["messages"]) < 12_000
+        assert "messages" in destination.state["unfinished"]
+        sync(server, destination, sync_frequency_hours="168")
+        assert_mirrors(destination, server)
+    assert destination.state["unfinished"] == {}
+
+
+def test_an_unfinished_table_goes_on_from_where_it_was_safe(destination):
+    destination.state = {
+        "last_sync_time": {"customers": ago(days=9), "messages": ago(days=9)},
+        "unfinished": {"messages": ago(days=2)},
+    }
+    with mock(RECORDS) as server:
+        sync(server, destination, sync_frequency_hours="168")
+        starts = {
+            r.body["queryContext"]: list(r.body["and"][0].values())[0]["gte"]
+            for r in searches(server)
+        }
+    assert starts["customers"[:-1]][:15] == ago(days=9, minutes=10)[:15]
+    assert starts["messages"[:-1]][:15] == ago(days=2, minutes=10)[:15]
+    assert destination.state["unfinished"] == {}
+
+
+@pytest.mark.parametrize("wrong", ["rubbish", 5, ago(days=-1)])
+def test_an_unfinished_time_that_cannot_be_starts_its_table_afresh(wrong, destination):
+    destination.state = {
+        "last_sync_time": {"customers": ago(days=1)},
+        "unfinished": {"customers": wrong},
+    }
+    with mock(RECORDS) as server:
+        sync(server, destination)
+        assert_mirrors(destination, server, ["customers"])
+    (warning,) = destination.warnings
+    assert warning.startswith("customers: the saved unfinished ")
+
+
+@pytest.mark.parametrize("interrupted", ["2026-09-30T01:02:03.456Z"])
+def test_a_state_of_version_1_0_0_goes_on_where_it_was(interrupted, destination):
+    # Version 1.0.0 saved how far it had got as the last sync's time.
+    destination.state = {"last_sync_time": {"customers": interrupted}}
+    records = make_records(customers=100, days=80)
+    with mock(records) as server:
+        sync(server, destination)
+        since = records["customers"]
+        expected = {i for i, r in since.items() if r["attributes"]["updatedAt"] >= interrupted}
+    assert expected <= destination.rows["customers"].keys() != since.keys()
+
+
+@pytest.mark.parametrize("minutes", [15, 600, -600])
+def test_a_clock_that_differs_from_kustomers_skips_nothing(minutes, destination):
+    with mock(RECORDS, clock_offset_seconds=-60 * minutes) as server:
+        sync(server, destination)
+        for step in range(3):
+            new = make_records(customers=1, messages=1, seed=20 + step)
+            for table, records in new.items():
+                for record in records.values():
+                    server.store.put(table, record)
+                    server.store.change(table, record["id"])
+            sync(server, destination)
+            assert_mirrors(destination, server, ["customers", "messages"])
+    earlier = ago(minutes=max(minutes, 0))
+    assert destination.state["last_sync_time"]["messages"] <= earlier
+
+
+def test_a_key_that_dies_while_tables_are_read_ends_the_sync_at_once(destination):
+    with mock(RECORDS) as server:
+
+        def die(request, answer):
+            if len(server.requests) < 3:
+                return answer
+            return answer._replace(status=401, payload={"errors": [{"message": "Expired"}]})
+
+        server.rewrite = die
+        with pytest.raises(connector.SyncStoppedError, match="refused the key with 401"):
+            sync(server, destination)
+        assert len(server.requests) < 8
+    assert "customers" in destination.state["last_sync_time"]
+
+
+def test_all_tables_that_failed_are_named_at_the_end(destination):
+    with mock(RECORDS) as server:
+        server.order(Fault("500", path="/companies"))
+        server.order(Fault("500", path="/brands"))
+        with pytest.raises(connector.KustomerError) as error:
+            sync(server, destination)
+        assert_mirrors(destination, server, ["customers", "messages"])
+    assert "companies: GET /v1/companies failed" in str(error.value)
+    assert "brands: GET /v1/brands failed" in str(error.value)
+
+
+def test_the_summary_counts_rows_and_deleted_rows_apart(destination, capsys):
+    records = make_records(customers=15)
+    for record in list(records["customers"].values())[:2]:
+        record["attributes"]["deleted"] = True
+    for record in list(records["customers"].values())[2:]:
+        record["attributes"]["deleted"] = False
+    with mock(records) as server:
+        sync(server, destination)
+    assert len(destination.live("customers")) == 13
+    assert "customers: 13 rows upserted, 2 rows deleted, " in capsys.readouterr().out
