@@ -1198,6 +1198,8 @@ __SEARCH_MAX_COUNT = 10_000
 # A slice is cut so that a page has room for records that are not spread evenly.
 __SLICE_SHARE_OF_PAGE = 0.6
 __SLICE_MAX_PARTS = 100
+# A slice whose page lies in less than this fraction of it is cut around the page.
+__SLICE_CROWDED = 100
 # Stop after this many searches in a row without a new record: cutting does not help then.
 __SEARCH_MAX_EMPTY = 500
 __MILLISECOND = timedelta(milliseconds=1)
@@ -1344,22 +1346,30 @@ def __cut(search: Search, part: Slice, page: Page, slices: list[Slice]) -> list[
     low, high = part
     if page.total is None:
         raise SearchUnusableError("search neither sorts nor counts what it finds")
+    first, last = min(page.times), max(page.times)
+    inside = high is None or last < high
+    if inside and (last - first) * __SLICE_CROWDED < (high or search.end) - low:
+        # All of this page lies in a small part of the slice, and so may all of the slice.
+        edges = [low, first, __later(last, __MILLISECOND), high]
+    else:
+        edges = __equal_parts(search, part, page)
+    pairs = [pair for pair in zip(edges, edges[1:]) if pair[1] is None or pair[0] < pair[1]]
+    slices.extend(Slice(*pair) for pair in reversed(pairs))
+    return []
+
+
+def __equal_parts(search: Search, part: Slice, page: Page) -> list[datetime | None]:
+    """Return the edges of the parts that an unsorted slice is cut into."""
+    low, high = part
     if high is None:
         # Records dated ahead of the clock lie in steps that grow.
         known = [at for at in (search.settled, search.end) if at > low]
         high = known[0] if known else __later(low, max(__DAY, low - search.end))
-        slices.append(Slice(high))
-    moment = page.times[0]
-    if {moment} == set(page.times) and moment < high and high - low > __MILLISECOND:
-        edges = [low, moment, __later(moment, __MILLISECOND), high]
-    else:
-        wanted = math.ceil(page.total / (__SLICE_SHARE_OF_PAGE * len(page.records)))
-        parts = min(max(wanted, 2), __SLICE_MAX_PARTS)
-        step = max((high - low) // __MILLISECOND // parts, 1) * __MILLISECOND
-        edges = [low + place * step for place in range(parts) if low + place * step < high]
-        edges.append(high)
-    slices.extend(Slice(*pair) for pair in list(zip(edges, edges[1:]))[::-1] if pair[0] < pair[1])
-    return []
+    wanted = math.ceil(page.total / (__SLICE_SHARE_OF_PAGE * len(page.records)))
+    parts = min(max(wanted, 2), __SLICE_MAX_PARTS)
+    step = max((high - low) // __MILLISECOND // parts, 1) * __MILLISECOND
+    edges = [low + place * step for place in range(parts) if low + place * step < high]
+    return [*edges, high] if part.high else [*edges, high, None]
 
 
 def __more_match(search: Search, part: Slice, page: Page) -> bool:
@@ -1707,6 +1717,7 @@ __NETWORK_CAUSES = (
     (requests.exceptions.ProxyError, "the proxy did not answer"),
     (ConnectionRefusedError, "it refused the connection"),
     (requests.exceptions.Timeout, "it timed out"),
+    (TimeoutError, "it timed out"),
     (ConnectionError, "the connection broke"),
 )
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import FrozenSet, List
+from typing import Callable, FrozenSet, List
 
 from mock_server.behaviour import (
     COMPANY_SEARCHES,
@@ -36,9 +36,22 @@ def _numbers(text: str) -> FrozenSet[int]:
     return frozenset(map(int, _words(text)))
 
 
+def _words_of(*allowed: str) -> Callable[[str], FrozenSet[str]]:
+    """Return a reader of words between commas that refuses any but the allowed ones."""
+
+    def read(text: str) -> FrozenSet[str]:
+        unknown = _words(text).difference(allowed)
+        if unknown:
+            raise argparse.ArgumentTypeError(
+                f"{', '.join(sorted(unknown))}: choose from {', '.join(allowed)}"
+            )
+        return _words(text)
+
+    return read
+
+
 _SWITCH = {"action": argparse.BooleanOptionalAction}
 _NUMBER, _SECONDS = {"type": int, "metavar": "N"}, {"type": float, "metavar": "SECONDS"}
-_WORDS = {"type": _words, "metavar": "A,B"}
 # An option for each field of Behaviour but the roles: what argparse is told, and the help.
 _BEHAVIOUR_OPTIONS = {
     "missing_role_status": (
@@ -47,8 +60,14 @@ _BEHAVIOUR_OPTIONS = {
     ),
     "search_needs_object_role": (_SWITCH, "search asks for the object's own role as well"),
     "error_form": ({"choices": ERROR_FORMS}, "which of the two documented forms errors have"),
-    "ignores": (_WORDS, "what search takes no notice of: filter, page"),
-    "sort_contexts": (_WORDS, f"contexts that search sorts for, of {', '.join(CONTEXTS)}"),
+    "ignores": (
+        {"type": _words_of("filter", "page"), "metavar": "A,B"},
+        "what search takes no notice of: filter, page",
+    ),
+    "sort_contexts": (
+        {"type": _words_of(*CONTEXTS), "metavar": "A,B"},
+        f"contexts that search sorts for, of {', '.join(CONTEXTS)}; '' for none",
+    ),
     "other_sorts": ({"choices": ("ignore", "refuse")}, "what becomes of any other sort"),
     "unsorted_order": (
         {"choices": ("scattered", "insertion")},
@@ -58,7 +77,10 @@ _BEHAVIOUR_OPTIONS = {
         {"choices": COMPANY_SEARCHES},
         "what a search for companies by updatedAt meets",
     ),
-    "hidden": (_WORDS, "ids of records that search counts and does not show"),
+    "hidden": (
+        {"type": _words, "metavar": "ID,ID"},
+        "ids of records that search counts and does not show",
+    ),
     "search_window": (_NUMBER, "counts and pages of search end at so many records"),
     "index_lag_seconds": (_SECONDS, "how long search takes no notice of a change"),
     "shows_current": (_SWITCH, "search shows a record as it is, and finds it as it was"),

@@ -136,13 +136,18 @@ class Store:
         return [self._records[table][record_id] for record_id in ids]
 
     def indexed(self, table: str, record_id: str) -> dict:
-        """Return a record as search shows it."""
-        if self._behaviour.shows_current and record_id in self._records[table]:
-            return self._records[table][record_id]
+        """Return a record as the search index has it, which decides whether it is found."""
         return self._indexed[table][record_id]
 
+    def shown(self, table: str, record_id: str) -> dict:
+        """Return a record that was found as search shows it."""
+        indexed = self._indexed[table][record_id]
+        if self._behaviour.shows_current:
+            return self._records[table].get(record_id, indexed)
+        return indexed
+
     def insertion_order(self, table: str) -> Dict[str, int]:
-        """Return the place of each record of the search index, by when it came."""
+        """Return the place of each record by when it came. A change moves none."""
         return {record_id: place for place, record_id in enumerate(self._records[table])}
 
     def settle(self) -> None:
@@ -193,7 +198,7 @@ class RateLimits:
 
     def take(self, is_search: bool) -> Tuple[bool, Dict[str, str]]:
         """Count a request, and return whether it is within the limits, and the headers to send."""
-        now, rules = time.time() + self._behaviour.clock_offset_seconds, self._behaviour
+        now, rules = time.time(), self._behaviour
         if now >= self._ends:
             self._ends, self._used = now + rules.window_seconds, {"org": 0, "search": 0}
         limits = {"org": rules.org_limit}
@@ -209,12 +214,17 @@ class RateLimits:
             "x-ratelimit-remaining": str(max(left - 1, 0)),
         }
         if left <= 0 or rules.reset_on_every_answer:
-            headers.update(reset_headers(rules.rate_limit_reset, self._ends, now))
+            # Windows pass by this machine's clock, so that the other may be set at any time.
+            offset = rules.clock_offset_seconds
+            headers.update(
+                reset_headers(rules.rate_limit_reset, self._ends + offset, now + offset)
+            )
         return left > 0, headers
 
 
 def reset_headers(kind: str, ends: float, now: float) -> Dict[str, str]:
-    """Return the headers that say, in one of the RESETS ways, that a window ends at `ends`."""
+    """Return the headers that say at `now`, in one of the RESETS ways, that a window ends at
+    `ends`; both by Kustomer's clock."""
     left = max(ends - now, 0)
     return {
         "epoch": {"x-ratelimit-reset": str(math.ceil(ends))},
@@ -326,7 +336,7 @@ class Api:
         if "page" in rules.ignores:
             paging = paging._replace(page=1)
         keys = found[paging.begin : paging.end]
-        records = [self.store.indexed(table, key[1]) for key in keys if key[1] not in rules.hidden]
+        records = [self.store.shown(table, key[1]) for key in keys if key[1] not in rules.hidden]
         # On page 100 of more, the next link points to page 101, which is refused.
         more, total = paging.end < len(found), min(len(found), window or len(found))
         payload = self._envelope(request, records, paging, more, total)

@@ -29,10 +29,12 @@ class Behaviour:
     `sort_contexts` are the contexts that it sorts for; a sort for another one is ignored or
     refused, as `other_sorts` says ("ignore", "refuse"), and records come in `unsorted_order`:
     "scattered", or "insertion", the order in which they came into the store.
-    `company_search` is one of COMPANY_SEARCHES: what a search for companies by their updatedAt
-    meets. Records whose id is in `hidden` are counted and take their place on a page, but are not
-    shown. Counts and pages end at `search_window` records. The index shows a record as it was
-    `index_lag_seconds` ago, or, with `shows_current`, finds it by what it was and shows what it is.
+    `company_search` says what a search by `company_updated_at` meets: "knows" answers it,
+    "refuses_attribute" and "refuses_context" are a 400 for the attribute or for the whole context,
+    and "finds_nothing" is an empty answer, as for a field that is not indexed. Records whose id is
+    in `hidden` are counted and take their place on a page, but are not shown. Counts and pages end
+    at `search_window` records. The index shows a record as it was `index_lag_seconds` ago, or,
+    with `shows_current`, finds it by what it was and shows what it is.
 
     Lists: `list_order` is "scattered" or "updated" (ascending updatedAt). `lists_show_deleted`
     says whether they have deleted records. They end at `list_window` records; later pages are
@@ -46,8 +48,8 @@ class Behaviour:
 
     Limits and clock: `org_limit` and `search_limit` are requests for a window of
     `window_seconds`; `rate_limit_reset` is one of RESETS, sent with a refusal, or always with
-    `reset_on_every_answer`. Kustomer's clock differs from this machine's by
-    `clock_offset_seconds`.
+    `reset_on_every_answer`. Kustomer's clock is `clock_offset_seconds` ahead of this machine's, or
+    behind it where that is negative: dates, new updatedAt and resets follow it.
     """
 
     roles: FrozenSet[str] = ROLES

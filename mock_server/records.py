@@ -293,11 +293,13 @@ class _Maker:
             attributes["body"] = f"{body}\n\n-- \n{choose(self.sentences)}"
         if self._chance(0.002):
             attributes["body"] = self.long_body
-        if not incoming:
-            attributes["createdByTeams"] = [choose(self.teams)]
-        if self._chance(0.7):
-            attributes["assignedUsers"] = [choose(self.users)]
-            attributes["assignedTeams"] = [choose(self.teams)] if self._chance(0.5) else []
+        for name, pool in (
+            ("createdByTeams", self.teams),
+            ("assignedUsers", self.users),
+            ("assignedTeams", self.teams),
+        ):
+            if self._chance(0.7):
+                attributes[name] = self.random.sample(pool, self.random.randrange(3))
         if self._chance(0.1):
             attributes["custom"] = {"scoreNum": self.random.randrange(10)}
         if self._chance(0.1):

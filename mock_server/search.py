@@ -114,10 +114,11 @@ class Finder:
     def find(self, query: Query) -> List[Key]:
         """Return the (updatedAt, id) of all records that match, in the order of the answer."""
         table, own = CONTEXTS[query.context], f"{query.context}_updated_at"
-        if query.context == "company" and self._rules.company_search == "finds_nothing":
+        criteria = [] if "filter" in self._rules.ignores else query.criteria
+        if any(self._is_unmapped(criterion.attribute) for criterion in criteria):
             return []
         low, high, others = "", _HIGH, []
-        for criterion in [] if "filter" in self._rules.ignores else query.criteria:
+        for criterion in criteria:
             attribute, operator, bound = criterion
             if attribute != own:
                 others.append(criterion)
@@ -131,6 +132,10 @@ class Finder:
         if others or not query.include_deleted:
             found = [key for key in found if self._matches(table, key[1], query, others)]
         return self._ordered(table, found, query.sort)
+
+    def _is_unmapped(self, attribute: str) -> bool:
+        """Return whether the index lacks an attribute, so that no record matches a bound on it."""
+        return attribute == "company_updated_at" and self._rules.company_search == "finds_nothing"
 
     def _ordered(self, table: str, found: List[Key], sort: Optional[Tuple[str, str]]) -> List[Key]:
         if sort is None:

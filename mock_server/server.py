@@ -118,7 +118,8 @@ class MockKustomer:
         with self._lock:
             self._arrived += 1
             if self._ceiling is not None and self._arrived > self._ceiling:
-                return Answer(410, {"errors": [{"code": "gone", "message": "Ceiling"}]}), []
+                errors = [{"code": "gone", "message": "Ceiling", "meta": {}}]
+                return Answer(410, {"errors": errors}), []
             faults = self._faults.meet(request.path, self._arrived)
             if any(fault.kind != "latency" for fault in faults):
                 return None, faults

@@ -108,9 +108,10 @@ _PAGE_META = {"page": COUNT, "pageSize": COUNT}
 _TOTALS = {"total": COUNT, "totalPages": COUNT}
 
 
-def page_schema(table: str, is_search: bool = False) -> dict:
-    """Return the schema of a page of a table, as its list or as search gives it."""
-    counted = is_search or table == "customers"
+def page_schema(table: str, is_search: bool = False, without: frozenset = frozenset()) -> dict:
+    """Return the schema of a page of a table, as its list or as search gives it, in which the
+    parts named by `without` must not stand."""
+    counted = (is_search or table == "customers") and "total" not in without
     record = _object(
         {
             "type": {"const": {"companies": "company"}.get(table, table[:-1])},
@@ -124,11 +125,13 @@ def page_schema(table: str, is_search: bool = False) -> dict:
             "links": _object({"self": RECORD_PATH}),
         }
     )
-    meta = {**_PAGE_META, **(_TOTALS if counted else {})}
+    meta = {name: part for name, part in _PAGE_META.items() if name not in without}
+    meta.update(_TOTALS if counted else {})
     if is_search:
         meta["aggregations"] = OBJECT
     links = {**_LINKS, **({"last": PATH} if counted else {})}
-    return _object({"meta": _object(meta), "data": _list_of(record), "links": _object(links)})
+    page = {"meta": _object(meta), "data": _list_of(record), "links": _object(links)}
+    return _object({name: part for name, part in page.items() if name not in without})
 
 
 USER = _object(

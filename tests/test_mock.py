@@ -1,5 +1,6 @@
 """The mock behaves as Kustomer's documentation says."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -188,6 +189,8 @@ def test_companies_can_be_searched_in_one_of_four_ways():
         server.behaviour.company_search = "finds_nothing"
         answer = updated_since(server, "company").json()
         assert answer["data"] == [] and answer["meta"]["total"] == 0
+        jsonschema.validate(answer, schemas.page_schema("companies", is_search=True))
+        assert call(server, SEARCH, by_creation).json()["meta"]["total"] == 150
 
 
 def test_criteria_may_be_about_another_object(server):
@@ -219,10 +222,14 @@ def test_search_may_do_without_the_objects_own_role():
         assert updated_since(server, "message").status_code == 200
 
 
-def test_a_reset_can_come_with_every_answer():
+def test_a_reset_can_come_with_every_answer_in_the_form_chosen():
     with mock(RECORDS, reset_on_every_answer=True) as server:
         answer = call(server, "/v1/brands")
-    assert 0 < int(answer.headers["x-ratelimit-reset"]) - time.time() <= 61
+        assert 0 < int(answer.headers["x-ratelimit-reset"]) - time.time() <= 61
+        server.behaviour.rate_limit_reset = "seconds"
+        refused = call(server, "/v1/brands", page=0)
+        assert refused.status_code == 400
+        assert 0 < int(refused.headers["x-ratelimit-reset"]) <= 60
 
 
 @pytest.mark.parametrize("form", ["common", "detailed"])
@@ -235,17 +242,21 @@ def test_errors_come_in_both_documented_forms(form):
 
 def test_lists_may_show_what_is_deleted():
     with mock(RECORDS, lists_show_deleted=True) as server:
-        total = call(server, "/v1/customers").json()["meta"]["total"]
+        pages = [call(server, "/v1/customers", page=number).json() for number in range(1, 7)]
+        for page in pages:
+            jsonschema.validate(page, schemas.page_schema("customers"))
+        total = pages[0]["meta"]["total"]
         assert total == len(RECORDS["customers"])
+        assert {r["id"] for page in pages for r in page["data"]} == RECORDS["customers"].keys()
         server.behaviour.lists_show_deleted = False
         assert call(server, "/v1/customers").json()["meta"]["total"] < total
 
 
 def test_lists_may_come_by_the_time_of_their_last_update():
     with mock(RECORDS, list_order="updated") as server:
-        page = call(server, "/v1/messages").json()
-    times = [record["attributes"]["updatedAt"] for record in page["data"]]
-    assert times == sorted(times)
+        pages = [call(server, "/v1/messages", page=number).json() for number in range(1, 16)]
+    keys = [(r["attributes"]["updatedAt"], r["id"]) for page in pages for r in page["data"]]
+    assert keys == sorted(keys) and len(keys) == 1500
 
 
 def test_a_hidden_record_is_counted_and_not_shown():
@@ -280,8 +291,13 @@ def test_a_hit_may_be_newer_than_its_place():
         first = server.store.keys("customers")[0][1]
         server.store.change("customers", first, name="Changed")
         page = updated_since(server, "customer", includeDeleted=True).json()
-    record = page["data"][0]
-    assert record["id"] == first and record["attributes"]["name"] == "Changed"
+        record = page["data"][0]
+        assert record["id"] == first and record["attributes"]["name"] == "Changed"
+        # What the index does not know yet keeps no record from being found.
+        living = updated_since(server, "customer").json()["data"][0]["id"]
+        server.store.delete("customers", living)
+        record = updated_since(server, "customer").json()["data"][0]
+    assert record["id"] == living and record["attributes"]["deleted"] is True
 
 
 @pytest.mark.parametrize(
@@ -302,6 +318,9 @@ def test_page_sizes_may_be_limited_or_ignored_and_shown_or_not(path, rules, aske
         page = call(server, path, body, pageSize=asked).json()
         second = call(server, path, body, pageSize=asked, page=2).json()
     assert len(page["data"]) == number and page["meta"].get("pageSize") == shown
+    without = frozenset({"pageSize"} if shown is None else ())
+    schema = schemas.page_schema("messages", path == SEARCH, without)
+    jsonschema.validate(page, schema)
     ids = [[record["id"] for record in found["data"]] for found in (page, second)]
     assert set(ids[0]).isdisjoint(ids[1])
 
@@ -315,7 +334,11 @@ def test_a_page_size_that_is_not_allowed_is_refused():
 def test_links_and_counts_may_be_missing():
     with mock(RECORDS, shows_links=False, shows_total=False) as server:
         page = updated_since(server, "message").json()
-    assert "links" not in page and "total" not in page["meta"]
+        without = frozenset({"links", "total"})
+        jsonschema.validate(page, schemas.page_schema("messages", True, without))
+        server.behaviour.shows_links = True
+        page = call(server, "/v1/customers").json()
+    jsonschema.validate(page, schemas.page_schema("customers", without=frozenset({"total"})))
 
 
 def test_its_clock_may_be_behind():
@@ -328,6 +351,18 @@ def test_its_clock_may_be_behind():
     assert updated < time_text(datetime.now(timezone.utc) - timedelta(minutes=14))
 
 
+def test_resets_follow_its_clock_and_windows_do_not(monkeypatch):
+    clock = [1_790_000_000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    with mock({}, org_limit=1, window_seconds=30.0) as server:
+        assert call(server, "/v1/brands").status_code == 200
+        server.behaviour.clock_offset_seconds = -900.0
+        refused = call(server, "/v1/brands")
+        assert refused.headers["x-ratelimit-reset"] == "1789999130"
+        clock[0] += 30.0
+        assert call(server, "/v1/brands").status_code == 200
+
+
 def test_an_answer_can_drip(monkeypatch):
     with mock({}) as server:
         pauses = []
@@ -335,6 +370,19 @@ def test_an_answer_can_drip(monkeypatch):
         server.order(Fault("drip", seconds=5))
         answer = call(server, "/v1/brands")
         assert answer.json()["data"] == [] and pauses == [5] * len(answer.content)
+        assert [exchange.outcome for exchange in server.exchanges] == ["drip"]
+
+
+def test_an_answer_that_drips_ends_with_the_server():
+    with mock({}) as server:
+        server.order(Fault("drip", seconds=3600))
+        headers = {"Authorization": f"Bearer {server.api_key}"}
+        url = server.url + "/v1/brands"
+        answer = requests.get(url, headers=headers, stream=True, timeout=10)
+        assert answer.status_code == 200 and int(answer.headers["Content-Length"]) > 1
+        assert answer.raw.read(1) == b"{"
+    with pytest.raises((requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
+        _ = answer.content
 
 
 @pytest.mark.parametrize(("path", "maximum"), [("/v1/messages", 100), (SEARCH, 500)])
@@ -414,7 +462,12 @@ def test_records_are_as_odd_as_real_ones():
     assert any("data" not in relation for relation in related)
     assert sum("body" in message for message in messages) < len(messages) / 5
     assert any("subject" in message["meta"] and "subject" not in message for message in messages)
-    assert {type(message.get("assignedUsers")) for message in messages} == {list, type(None)}
+    assert any("subject" in message for message in messages)
+    for name in ("createdByTeams", "assignedUsers", "assignedTeams"):
+        assert {len(message.get(name, "absent")) for message in messages} == {0, 1, 2, 6}
+    for record in records["messages"].values():
+        incoming = record["attributes"]["direction"] == "in"
+        assert ("createdBy" in record["relationships"]) != incoming
     assert any("company" not in r["relationships"] for r in records["customers"].values())
     year_ago = time_text(datetime.now(timezone.utc) - timedelta(days=365))
     assert any(customer["createdAt"] < year_ago for customer in customers)
@@ -581,8 +634,39 @@ def test_faults_and_behaviour_can_be_ordered_from_the_command_line():
     assert run.stdout.strip() == "[503, 200, 401, 400]", run.stderr
 
 
+def test_every_switch_has_an_option_that_says_what_it_does():
+    text = run_mock("--help").stdout
+    for switch in dataclasses.fields(Behaviour):
+        option = f"--{switch.name.replace('_', '-')}"
+        assert option in text or switch.name == "roles"
+    assert "refuse any other pageSize" in text
+
+
+def test_switches_can_be_set_from_the_command_line():
+    script = (
+        "import json, os, urllib.request as u\n"
+        "def page(path, body=None):\n"
+        "    request = u.Request(os.environ['KUSTOMER_BASE_URL'] + path, body)\n"
+        "    request.add_header('Authorization', 'Bearer k')\n"
+        "    return json.load(u.urlopen(request))\n"
+        "listed, found = page('/v1/messages'), page('/v1/customers/search', b'{}')\n"
+        "print(sorted(listed), len(listed['data']), len(found['data']), found['meta']['total'])"
+    )
+    switches = ["--api-key", "k", "--no-shows-links", "--list-window", "2", "--ignores", "filter"]
+    switches += ["--sort-contexts", "", "--allowed-page-sizes", "1,50", "--page-size-limit", "1"]
+    run = run_mock(*switches, "--", sys.executable, "-c", script)
+    assert run.stdout.strip() == "['data', 'meta'] 1 1 3", run.stderr
+
+
 @pytest.mark.parametrize(
-    "wrong", [["--fault", "earthquake"], ["--fault", "503:colour=red"], ["--list-order", "all"]]
+    "wrong",
+    [
+        ["--fault", "earthquake"],
+        ["--fault", "503:colour=red"],
+        ["--list-order", "all"],
+        ["--ignores", "filter,all"],
+        ["--allowed-page-sizes", "many"],
+    ],
 )
 def test_a_wrong_order_is_an_error_and_no_traceback(wrong):
     run = run_mock(*wrong)
