@@ -920,12 +920,13 @@ def __sync_table(client: "Client", table: Table, saved: State, configuration: di
     rows = GENERATORS[table](
         client.settings.api_key, **window, configuration=configuration, client=client
     )
-    rows_since_checkpoint, search_again = 0, False
+    rows_since_checkpoint, search_again, truncated = 0, False, not table.mirrored
     with contextlib.closing(rows):
         for page in rows.pages:
-            if table.mirrored and page.rows and not counts.upserted:
+            if page.rows and not truncated:
                 # Marks every row as deleted; those that still exist follow and are live again.
                 op.truncate(table.name)
+                truncated = True
             __deliver(table, page)
             counts += Counts(
                 len(page.rows) - len(page.deleted),
@@ -1007,8 +1008,8 @@ class Page:
     """A page on its way from Kustomer's answer to the destination.
 
     `records` are as Kustomer sent them. `more` is whether its links say that more follow, None
-    when they say nothing; `total` is how many records Kustomer counts in all, `size` how many it
-    says a page has. `times` are the timestamps of a search's records.
+    when they say nothing; `total` is how many records Kustomer counts in all. `times` are the
+    timestamps of a search's records.
 
     Reading fills in the rest. `safe_until`: once this page is delivered, so is every change up to
     here. `search_again`: this is a list's page, and the next sync has to search from `safe_until`.
@@ -1019,7 +1020,6 @@ class Page:
     records: list
     more: bool | None = None
     total: int | None = None
-    size: int | None = None
     times: list[datetime] = field(default_factory=list)
     safe_until: datetime | None = None
     search_again: bool = False
