@@ -1,14 +1,17 @@
 """A sync that is stopped at any point, and goes on from what was saved."""
 
 import copy
+import itertools
 import os
 import signal
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
 import connector
 from mock_server import Fault, make_records
 from mock_server.fivetran import fivetran_process
+from mock_server.records import time_text
 from tests.expected import assert_mirrors, source_rows
 from tests.project import Project
 from tests.support import TABLES, Destination, mock, sync
@@ -40,15 +43,17 @@ class Auditor(Destination):
 
 
 def change_some(server) -> None:
-    store = server.store
+    """Change, delete and add records, each at a time of its own however fast that goes."""
+    store, now = server.store, datetime.now(timezone.utc)
+    times = (time_text(now + timedelta(milliseconds=5 * step)) for step in itertools.count())
     for table in ("customers", "companies", "messages"):
         first, second, *_ = store.listed(table)
-        store.change(table, first, name="Changed", status="changed")
+        store.change(table, first, name="Changed", status="changed", updatedAt=next(times))
         if table == "customers":
-            store.delete(table, second)
+            store.change(table, second, deleted=True, updatedAt=next(times))
     for record in make_records(customers=25, messages=25, seed=4)["messages"].values():
         store.put("messages", record)
-        store.change("messages", record["id"])
+        store.change("messages", record["id"], updatedAt=next(times))
 
 
 def crash_at(number: int, auditor: Auditor, server) -> bool:

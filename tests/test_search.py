@@ -271,8 +271,10 @@ def test_without_sorting_requests_grow_with_what_changed(other_sorts, order, des
         # The list has 60 pages.
         assert len(searches(server)) < 55
         already = len(server.requests)
-        for record_id in list(server.store.records("messages"))[:700]:
-            server.store.change("messages", record_id, status="changed")
+        now = datetime.now(timezone.utc)
+        for place, record_id in enumerate(list(server.store.records("messages"))[:700]):
+            moment = time_text(now + timedelta(milliseconds=place))
+            server.store.change("messages", record_id, status="changed", updatedAt=moment)
         sync(server, destination)
         assert_mirrors(destination, server)
         assert len(server.requests) - already < 30 and not listed(server)
