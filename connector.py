@@ -50,7 +50,7 @@ class KustomerError(Exception):
 
 
 class SyncStoppedError(KustomerError):
-    """No table can be read any more, so that the sync ends at once."""
+    """No table can be read any more; the sync ends at once."""
 
 
 class RefusedError(KustomerError):
@@ -791,7 +791,10 @@ def update(configuration: dict, state: dict) -> None:
                 raise SyncStoppedError(" ".join([*failures, str(error)])) from None
             except KustomerError as error:
                 failures.append(f"{table.name}: {error}")
-                __log(log.warning, f"{table.name} could not be read; the sync goes on without.")
+                __log(
+                    log.warning,
+                    f"{table.name} could not be read; the sync continues with the other tables.",
+                )
     __log(log.info, f"Kustomer sync: {whole}.")
     if failures:
         raise KustomerError(" ".join(failures))
@@ -1141,7 +1144,7 @@ def __search_warning(table: Table, trouble: SearchUnusableError) -> str:
     else:
         consequence = (
             f"This sync reads the whole list of {table.name} instead, which may not show "
-            "deletions; the next one searches again from where search had got to."
+            "deletions; the next sync resumes the search where it stopped."
         )
     return f"{table.name}: {str(trouble).rstrip('.')}. {consequence}"
 
@@ -1243,7 +1246,7 @@ def __search_pages(
     is no upper end: records dated ahead of the clock arrive as well.
     """
     if start < end - __SEARCH_HORIZON:
-        raise SearchRefusedError("search knows only records updated in the last two years")
+        raise SearchRefusedError("search covers only records updated in the last two years")
     search = Search(client, table, end, settled=end - __OVERLAP)
     slices, without_news = [Slice(__whole_milliseconds(start))], 0
     while slices:
@@ -1263,7 +1266,7 @@ def __search_pages(
             found.safe_until, found.total = min(found.safe_until, end), search.total
             yield found
         if without_news > __SEARCH_MAX_EMPTY:
-            raise SearchUnusableError("search after search gave nothing new and no end")
+            raise SearchUnusableError(f"{without_news} searches in a row returned nothing new")
 
 
 def __deliverable(search: Search, page: Page, safe_until: datetime) -> Page:
@@ -1307,7 +1310,7 @@ def __later(moment: datetime, span: timedelta) -> datetime:
     try:
         return moment + span
     except OverflowError:
-        raise SearchUnusableError("search gave too many records of the year 9999") from None
+        raise SearchUnusableError("search returned too many records of the year 9999") from None
 
 
 def __moment_pages(search: Search, moment: Slice, first: Page) -> Iterator[Page]:
@@ -1333,7 +1336,7 @@ def __moment_pages(search: Search, moment: Slice, first: Page) -> Iterator[Page]
     for number in [*range(last, 1, -1), 1]:
         page = __search(search, moment, number)
         if number > 1 and not on_first.isdisjoint(__versions(page)):
-            raise SearchUnusableError("search shows the same record on two pages")
+            raise SearchUnusableError("search returned the same record on two pages")
         page.records = __new_records(page, seen)
         seen |= __versions(page)
         page.safe_until = moment.low if number > 1 else moment.high
@@ -1384,7 +1387,7 @@ def __more_match(search: Search, part: Slice, page: Page) -> bool:
         second = __search(search, part, 2)
         more = bool(__versions(second) - (__versions(page) if page.total is None else set()))
     if more and not page.records:
-        raise SearchUnusableError("search gave an empty page and said that more records match")
+        raise SearchUnusableError("search returned an empty page and said that more records match")
     return more
 
 
@@ -1465,12 +1468,12 @@ def __times_inside(search: Search, part: Slice, records: list) -> list[datetime]
     """
     times = list(map(__updated_at, records))
     if None in times:
-        raise SearchUnusableError("search gave a record without a readable updatedAt")
+        raise SearchUnusableError("search returned a record without a readable updatedAt")
     times = [at if at.microsecond % 1000 == 0 else __whole_milliseconds(at) for at in times]
     low, high = part
     late = [at for at in times if high <= at < search.settled] if high else []
     if late or times and min(times) < low:
-        raise SearchUnusableError("search gave records outside of the times asked for")
+        raise SearchUnusableError("search returned records outside the requested times")
     return times
 
 
@@ -2066,9 +2069,9 @@ def __handle_request_error(client: Client, request: str, cause: str, failures: i
     if client.closed:
         raise SyncStoppedError(f"{request} was given up: nothing asks for its answer any more.")
     if failures >= client.settings.retry_attempts:
-        times = f"{failures + 1} times, at last with" if failures else "with"
+        times = f" {failures + 1} times. The last error was" if failures else ""
         raise KustomerError(
-            f"{request} failed {times}: {cause}. If this persists, check whether Kustomer is up, "
+            f"{request} failed{times}: {cause}. If this persists, check whether Kustomer is up, "
             "raise retry_attempts or request_timeout_seconds, or lower max_records_per_page."
         )
     seconds = __backoff_seconds(failures)

@@ -75,13 +75,13 @@ def test_a_fault_that_stays_ends_within_the_retry_budget_with_its_cause(kind, ca
             connector.execute_api_request(PATH, server.api_key, client=client)
         message = str(error.value)
         assert len(server.requests) == 3
-    assert message.startswith(f"GET {PATH} failed 3 times, at last with: {cause}")
+    assert message.startswith(f"GET {PATH} failed 3 times. The last error was: {cause}")
 
 
 def test_no_retries_are_made_when_none_are_wanted(waits):
     with mock({}) as server:
         server.order(Fault("500"))
-        assert f"GET {PATH} failed with: status 500." in failure_of(server, retry_attempts="0")
+        assert f"GET {PATH} failed: status 500." in failure_of(server, retry_attempts="0")
     assert not waits
 
 
@@ -239,7 +239,7 @@ def test_a_network_error_names_the_host_and_what_failed(url, error, words, monke
     configuration = {"base_url": url, "retry_attempts": "0"}
     with pytest.raises(connector.KustomerError) as raised:
         connector.execute_api_request(PATH, "key", {}, configuration)
-    assert f"failed with: x.api.kustomerapp.com: {words}." in str(raised.value)
+    assert f"failed: x.api.kustomerapp.com: {words}." in str(raised.value)
 
 
 def test_a_refused_connection_is_named():

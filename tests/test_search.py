@@ -167,7 +167,7 @@ def test_a_search_that_ignores_the_page_is_replaced_by_the_list_where_it_matters
         sync(server, destination)
         assert_mirrors(destination, server)
     (warning,) = destination.warnings
-    assert warning.startswith("messages: search shows the same record on two pages.")
+    assert warning.startswith("messages: search returned the same record on two pages.")
 
 
 def test_a_window_that_begins_before_searchs_two_years_is_read_from_the_list(destination):
@@ -178,7 +178,9 @@ def test_a_window_that_begins_before_searchs_two_years_is_read_from_the_list(des
         sync(server, destination)
         assert_mirrors(destination, server, ["customers"])
     (warning,) = destination.warnings
-    assert warning.startswith("customers: search knows only records updated in the last two years")
+    assert warning.startswith(
+        "customers: search covers only records updated in the last two years"
+    )
 
 
 def test_a_record_dated_ahead_of_the_clock_arrives(destination):
@@ -351,7 +353,7 @@ def test_a_search_that_fails_for_good_is_replaced_by_the_list(kind, destination)
         sync(server, destination, retry_attempts="1")
         assert_mirrors(destination, server)
     assert [warning.split(":")[0] for warning in destination.warnings] == SEARCHED
-    assert all("the next one searches again" in warning for warning in destination.warnings)
+    assert all("the next sync resumes the search" in warning for warning in destination.warnings)
 
 
 def test_after_a_search_that_failed_once_the_next_one_goes_back_to_where_it_had_got_to(
