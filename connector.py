@@ -1,4 +1,5 @@
-"""Kustomer's customers, companies, brands and messages for a Fivetran destination.
+"""Kustomer's customers, companies, brands, messages, and more on request, for a Fivetran
+destination.
 
 Each section can be read alone and opens with what it guarantees to the sections above it:
 
@@ -101,6 +102,8 @@ __compact_json = json.JSONEncoder(
     ensure_ascii=False, separators=(",", ":"), check_circular=False
 ).encode
 __FLAG_WORDS = {"true": True, "false": False}
+# https://fivetran.com/docs/connectors/connector-sdk/technical-reference: INT has 32 bits.
+__INT_RANGE = (-(2**31), 2**31 - 1)
 
 
 class Column(NamedTuple):
@@ -159,6 +162,16 @@ def __flag(value) -> bool | None:
     return __FLAG_WORDS.get(value.lower()) if isinstance(value, str) else None
 
 
+def __count(value) -> int | None:
+    """Return a whole number that an INT column holds, or None."""
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,10}", value, re.ASCII):
+        value = int(value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole or isinstance(value, float) and value.is_integer():
+        return int(value) if __INT_RANGE[0] <= value <= __INT_RANGE[1] else None
+    return None
+
+
 def __time(value) -> str | None:
     """Return a time as Kustomer writes it, in UTC, or None when it cannot be read."""
     return __read_time(value)[1] if isinstance(value, str) else None
@@ -203,6 +216,11 @@ def as_json(name: str) -> Column:
 def flag(name: str) -> Column:
     """A boolean, also where it comes as the text true or false."""
     return Column("BOOLEAN", name, __flag)
+
+
+def count(name: str) -> Column:
+    """A whole number of at most 32 bits."""
+    return Column("INT", name, __count)
 
 
 def time_of(name: str) -> Column:
@@ -265,6 +283,11 @@ class Table:
     `object_name` names the object in the role that the API key needs. `search` is the query
     context in which search finds changed records, or None where it cannot. A `mirrored` table is
     read whole and truncated before it is delivered. `columns` are in the destination's order.
+
+    A table `on_request` is read when the setting `additional_tables` names it. `page_maximum` is
+    how many records a page of its list may have. A table that `deactivates` has a second list, of
+    the records that are no longer active: they stay rows, and their attribute `deactivated` is
+    true.
     """
 
     def __init__(
@@ -275,14 +298,23 @@ class Table:
         columns: dict[str, Column],
         search: str | None = None,
         mirrored: bool = False,
+        on_request: bool = False,
+        legacy_role: str | None = None,
+        page_maximum: int = 100,
+        deactivates: bool = False,
     ):
         self.name = name
         self.path = f"/v1/{name}"
         # https://developer.kustomer.com/docs/get-started/authentication, read 2026-11-23.
-        self.role = f"org.permission.{object_name}.read (legacy org.user.{object_name}.read)"
+        legacy_role = legacy_role or f"org.user.{object_name}.read"
+        self.role = f"org.permission.{object_name}.read (legacy {legacy_role})"
         self.columns = columns
         self.search = search
         self.mirrored = mirrored
+        self.on_request = on_request
+        # https://developer.kustomer.com/docs/concepts/pagination, read 2026-11-23.
+        self.page_maximum = page_maximum
+        self.deactivates = deactivates
         self.readers = [(column, *declared) for column, declared in columns.items()]
         # Columns whose values can be unreadable.
         self.typed = [
@@ -362,9 +394,135 @@ MESSAGES = Table(
         "body": text("body", text("preview")),
         "app": text("app"),
         "source": text("source"),
+        "created_by_id": related("createdBy", reference("createdBy")),
+        "created_by_teams": as_json("createdByTeams"),
+        "assigned_users": as_json("assignedUsers"),
+        "assigned_teams": as_json("assignedTeams"),
         "meta": as_json("meta"),
         "custom": as_json("custom"),
         "sent_at": time_of("sentAt"),
+        **CHANGE_TIMES,
+    },
+)
+CONVERSATIONS = Table(
+    "conversations",
+    object_name="conversation",
+    search="conversation",
+    on_request=True,
+    # https://developer.kustomer.com/api/core-resources
+    columns={
+        "id": RECORD_ID,
+        "customer_id": related("customer", reference("customerId")),
+        "brand_id": related("brand", reference("brandId")),
+        "queue_id": related("queue", reference("queueId")),
+        "created_by_id": related("createdBy", reference("createdBy")),
+        "external_id": text("externalId"),
+        "name": text("name"),
+        "preview": text("preview"),
+        "status": text("status"),
+        "direction": text("direction"),
+        "priority": count("priority"),
+        "channels": as_json("channels"),
+        "tags": as_json("tags"),
+        "assigned_users": as_json("assignedUsers"),
+        "assigned_teams": as_json("assignedTeams"),
+        "message_count": count("messageCount"),
+        "note_count": count("noteCount"),
+        "outbound_message_count": count("outboundMessageCount"),
+        "done_count": count("doneCount"),
+        "reopen_count": count("reopenCount"),
+        "snooze_count": count("snoozeCount"),
+        "satisfaction": text("satisfaction"),
+        "satisfaction_level": as_json("satisfactionLevel"),
+        "first_response": as_json("firstResponse"),
+        "last_response": as_json("lastResponse"),
+        "first_done": as_json("firstDone"),
+        "last_done": as_json("lastDone"),
+        "sla": as_json("sla"),
+        "snooze": as_json("snooze"),
+        "ended": flag("ended"),
+        "ended_at": time_of("endedAt"),
+        "ended_reason": text("endedReason"),
+        "ended_by_type": text("endedByType"),
+        "last_activity_at": time_of("lastActivityAt"),
+        "last_message_at": time_of("lastMessageAt"),
+        "custom": as_json("custom"),
+        "deleted": flag("deleted"),
+        **CHANGE_TIMES,
+    },
+)
+NOTES = Table(
+    "notes",
+    object_name="note",
+    search="note",
+    on_request=True,
+    # https://developer.kustomer.com/api/core-resources
+    columns={
+        "id": RECORD_ID,
+        "conversation_id": related("conversation", reference("conversationId")),
+        "customer_id": related("customer", reference("customerId")),
+        "created_by_id": related("createdBy", reference("createdBy")),
+        "external_id": text("externalId"),
+        "body": text("body"),
+        "user_mentions": as_json("userMentions"),
+        "deleted": flag("deleted"),
+        **CHANGE_TIMES,
+    },
+)
+USERS = Table(
+    "users",
+    object_name="user",
+    legacy_role="org.user.read",
+    mirrored=True,
+    on_request=True,
+    page_maximum=500,
+    deactivates=True,
+    # https://developer.kustomer.com/api/users
+    columns={
+        "id": RECORD_ID,
+        "name": text("name"),
+        "display_name": text("displayName"),
+        "email": text("email"),
+        "user_type": text("userType"),
+        "mobile": text("mobile"),
+        "avatar_url": text("avatarUrl"),
+        "roles": as_json("roles"),
+        "role_groups": as_json("roleGroups"),
+        "deactivated": flag("deactivated"),
+        "deleted_at": time_of("deletedAt"),
+        **CHANGE_TIMES,
+    },
+)
+TEAMS = Table(
+    "teams",
+    object_name="team",
+    mirrored=True,
+    on_request=True,
+    page_maximum=500,
+    # https://developer.kustomer.com/api/teams
+    columns={
+        "id": RECORD_ID,
+        "name": text("name"),
+        "display_name": text("displayName"),
+        "icon": text("icon"),
+        "members": as_json("members"),
+        "role_groups": as_json("roleGroups"),
+        "deleted": flag("deleted"),
+        "deleted_at": time_of("deletedAt"),
+        **CHANGE_TIMES,
+    },
+)
+TAGS = Table(
+    "tags",
+    object_name="tag",
+    mirrored=True,
+    on_request=True,
+    columns={
+        "id": RECORD_ID,
+        "name": text("name"),
+        "color": text("color"),
+        "deleted": flag("deleted"),
+        "deleted_at": time_of("deletedAt"),
         **CHANGE_TIMES,
     },
 )
@@ -473,14 +631,78 @@ def get_messages(
     return __rows(MESSAGES, api_key, last_sync_time, configuration, client)
 
 
+def get_conversations(
+    api_key: str,
+    last_sync_time: str | None = None,
+    configuration: dict | None = None,
+    *,
+    client: "Client | None" = None,
+) -> "Rows":
+    """Return the rows of the conversations that changed since `last_sync_time`, deleted ones too.
+
+    Arguments, rows and errors are those of `get_customers`.
+    """
+    return __rows(CONVERSATIONS, api_key, last_sync_time, configuration, client)
+
+
+def get_notes(
+    api_key: str,
+    last_sync_time: str | None = None,
+    configuration: dict | None = None,
+    *,
+    client: "Client | None" = None,
+) -> "Rows":
+    """Return the rows of the notes that changed since `last_sync_time`, deleted ones too.
+
+    Arguments, rows and errors are those of `get_customers`.
+    """
+    return __rows(NOTES, api_key, last_sync_time, configuration, client)
+
+
+def get_users(
+    api_key: str, configuration: dict | None = None, *, client: "Client | None" = None
+) -> "Rows":
+    """Return the rows of all users, deactivated ones too, the first of them once all have been read.
+
+    Arguments, rows and errors are those of `get_customers`.
+    """
+    return __rows(USERS, api_key, None, configuration, client)
+
+
+def get_teams(
+    api_key: str, configuration: dict | None = None, *, client: "Client | None" = None
+) -> "Rows":
+    """Return the rows of all teams, the first of them once all have been read.
+
+    Arguments, rows and errors are those of `get_customers`.
+    """
+    return __rows(TEAMS, api_key, None, configuration, client)
+
+
+def get_tags(
+    api_key: str, configuration: dict | None = None, *, client: "Client | None" = None
+) -> "Rows":
+    """Return the rows of all tags, the first of them once all have been read.
+
+    Arguments, rows and errors are those of `get_customers`.
+    """
+    return __rows(TAGS, api_key, None, configuration, client)
+
+
 # Every table with the generator of its rows, in the order in which a sync reads them.
 GENERATORS: dict[Table, Callable[..., "Rows"]] = {
     CUSTOMERS: get_customers,
     COMPANIES: get_companies,
     BRANDS: get_brands,
     MESSAGES: get_messages,
+    CONVERSATIONS: get_conversations,
+    NOTES: get_notes,
+    USERS: get_users,
+    TEAMS: get_teams,
+    TAGS: get_tags,
 }
 TABLES = tuple(GENERATORS)
+ADDITIONAL_TABLES = tuple(table.name for table in TABLES if table.on_request)
 
 # --------------------------------------------------------------------------------------------
 # Settings
@@ -493,6 +715,7 @@ TABLES = tuple(GENERATORS)
 __DEFAULT_ORIGIN = "https://api.kustomerapp.com"
 __KUSTOMER_DOMAIN = "kustomerapp.com"
 __SHOWN_VALUE_MAX_CHARACTERS = 60
+__ALL_TABLES = "all"
 __SWITCH_WORDS = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -519,6 +742,18 @@ def __parse_switch(text: str) -> bool:
     if switch is None:
         raise ValueError("must be true or false (or yes/no, on/off, 1/0)")
     return switch
+
+
+def __parse_tables(text: str) -> tuple[str, ...]:
+    """Return the names of additional tables, in the order of TABLES."""
+    words = [word for word in re.split(r"[,\s]+", text.lower()) if word]
+    unknown = [word for word in words if word not in (*ADDITIONAL_TABLES, __ALL_TABLES)]
+    if unknown:
+        raise ValueError(
+            f"must be one or more of {', '.join(ADDITIONAL_TABLES)}, separated by commas, or "
+            f"{__ALL_TABLES}"
+        )
+    return tuple(n for n in ADDITIONAL_TABLES if n in words or __ALL_TABLES in words)
 
 
 def __parse_origin(text: str) -> str:
@@ -576,7 +811,7 @@ class Setting(NamedTuple):
         notes = []
         if self.limits:
             notes.append("{} to {}.".format(*self.limits))
-        if self.default not in (None, True, False):
+        if self.default and self.default is not True:
             notes.append(f"Default: {self.default}.")
         return " ".join([self.description, *notes])
 
@@ -592,7 +827,7 @@ SETTINGS = (
         None,
         "API key",
         "Create it in Kustomer under Settings > Security > API Keys, with the roles to read "
-        "customers, companies, brands and messages, and to search.",
+        "customers, companies, brands, messages and any additional tables, and to search.",
     ),
     Setting(
         "base_url",
@@ -601,6 +836,14 @@ SETTINGS = (
         "Kustomer address",
         "US: https://api.kustomerapp.com. EU: https://api.prod2.kustomerapp.com. "
         "India: https://api.prod4.kustomerapp.com. Or the name or address of your organization.",
+    ),
+    Setting(
+        "additional_tables",
+        __parse_tables,
+        (),
+        "Additional tables",
+        f"Which of {', '.join(ADDITIONAL_TABLES)} to read as well: names separated by commas, or "
+        f"{__ALL_TABLES}. When empty, none of them. The API key needs the role of each.",
     ),
     __number(
         "initial_sync_days",
@@ -653,7 +896,8 @@ SETTINGS = (
         "On: write one log line for each request. Off by default.",
     ),
 )
-__API_KEY = SETTINGS[0]
+__SETTING = {setting.name: setting for setting in SETTINGS}
+__API_KEY = __SETTING["api_key"]
 
 
 # The checked configuration: its fields are the settings, with their types and defaults.
@@ -681,17 +925,26 @@ def validate_configuration(configuration: dict | None) -> Settings:
     values, problems = {}, []
     for setting in SETTINGS:
         try:
-            values[setting.name] = __setting_value(setting, given.get(setting.name))
+            values[setting.name] = __setting_value(setting, given)
         except ValueError as error:
-            shown = __safe_to_show(setting, given.get(setting.name), given.get("api_key"))
-            problems.append(f"{setting.name}: {shown}{error}.")
+            problems.append(str(error))
     if problems:
         raise ValueError("The configuration needs changes. " + " ".join(problems))
     return Settings(**values)
 
 
-def __setting_value(setting: Setting, value):
-    """Return the typed value of a setting, or raise ValueError with what it must be."""
+def __setting_value(setting: Setting, configuration: dict):
+    """Return the typed value of a setting, or raise ValueError with its name, its value where that
+    is safe to show, and what it must be."""
+    value = configuration.get(setting.name)
+    try:
+        return __typed_value(setting, value)
+    except ValueError as error:
+        shown = __safe_to_show(setting, value, configuration.get("api_key"))
+        raise ValueError(f"{setting.name}: {shown}{error}.") from None
+
+
+def __typed_value(setting: Setting, value):
     if isinstance(value, (dict, list)):
         raise ValueError("must be a JSON string")
     given = "" if value is None else str(value)
@@ -745,19 +998,28 @@ def schema(configuration: dict) -> list[dict]:
     See https://fivetran.com/docs/connectors/connector-sdk/technical-reference#schema.
 
     Args:
-        configuration: the connection's settings.
+        configuration: the connection's settings; `additional_tables` decides which tables there are.
 
     Returns:
         A list of tables in Fivetran's form.
+
+    Raises:
+        ValueError: when `additional_tables` names a table that does not exist.
     """
+    additional = __setting_value(__SETTING["additional_tables"], configuration or {})
     return [
         {
             "table": table.name,
             "primary_key": ["id"],
             "columns": {name: column.type for name, column in table.columns.items()},
         }
-        for table in TABLES
+        for table in __wanted(additional)
     ]
+
+
+def __wanted(additional_tables: tuple[str, ...]) -> list[Table]:
+    """Return the tables to read: those of every connection, and the additional ones asked for."""
+    return [table for table in TABLES if not table.on_request or table.name in additional_tables]
 
 
 def update(configuration: dict, state: dict) -> None:
@@ -777,12 +1039,13 @@ def update(configuration: dict, state: dict) -> None:
     settings = validate_configuration(configuration)
     saved = read_state(state, __warn_user)
     __warn_of_unknown_keys(configuration, __warn_user)
-    due = {table: __next_read(table, saved, settings) for table in TABLES}
+    tables = __wanted(settings.additional_tables)
+    due = {table: __next_read(table, saved, settings) for table in tables}
     __log(log.info, __plan(due, saved, settings))
     whole, failures = Counts(requests=1), []
     with open_client(settings, __warn_user) as client, __few_garbage_collections():
         check_api_key(client)
-        for table in TABLES:
+        for table in tables:
             if due[table]:
                 continue
             try:
@@ -821,7 +1084,8 @@ def read_state(state: dict | None, warn: Callable[[str], None]) -> State:
 
     Args:
         state: {"last_sync_time": {table: ISO time}, "unfinished": {table: ISO time}}. A plain ISO
-            text as `last_sync_time`, which earlier versions saved, counts for every table.
+            text as `last_sync_time`, which earlier versions saved, counts for each table that
+            they had.
         warn: told of each time that cannot be used; its table starts afresh.
 
     Raises:
@@ -831,7 +1095,7 @@ def read_state(state: dict | None, warn: Callable[[str], None]) -> State:
         return State({}, {})
     saved = state.get("last_sync_time") if isinstance(state, dict) else None
     if isinstance(saved, str):
-        saved = {table.name: saved for table in TABLES}
+        saved = {table.name: saved for table in __wanted(())}
     unfinished = state.get("unfinished", {}) if isinstance(state, dict) else None
     if not isinstance(saved, dict) or not isinstance(unfinished, dict):
         raise ValueError(
@@ -878,10 +1142,10 @@ def __next_read(table: Table, saved: State, settings: Settings) -> datetime | No
 def __plan(due: dict[Table, datetime | None], saved: State, settings: Settings) -> str:
     """Return the log line that says what is read of each table, or when it is due."""
     words = []
-    for table in TABLES:
+    for table, next_read in due.items():
         since = saved.cursor(table)
-        if due[table]:
-            words.append(f"{table.name} not before {__format_time(due[table])}")
+        if next_read:
+            words.append(f"{table.name} not before {__format_time(next_read)}")
         elif table.mirrored or not settings.enable_incremental_sync:
             words.append(f"all {table.name}")
         elif since:
@@ -1091,7 +1355,7 @@ def __make_rows(table: Table, page: Page) -> None:
                 page.unreadable += __text(attributes.get(source)) is not None
         # A record may come twice; the later version decides whether it is deleted.
         page.deleted.discard(row["id"])
-        if __flag(attributes.get("deleted")):
+        if not table.deactivates and __flag(attributes.get("deleted")):
             page.deleted.add(row["id"])
 
 
@@ -1494,12 +1758,12 @@ def __search_refusal(error: RefusedError) -> SearchRefusedError:
 # Source: https://developer.kustomer.com/docs/concepts/pagination.
 # --------------------------------------------------------------------------------------------
 
-# https://developer.kustomer.com/docs/concepts/pagination, read 2026-11-23.
-__LIST_PAGE_MAX_RECORDS = 100
 # Pages of fewer records hardly overlap the page before them.
 __PAGE_MIN_RECORDS = 20
 # Observed by other clients, not documented: lists that end here although there is more.
 __LIST_MAX_COUNT = 10_000
+# https://developer.kustomer.com/api/users, read 2026-11-23: the users that are not active.
+__DEACTIVATED = {"deleted": "true"}
 # When a page does not overlap the one before, reading goes back by so many pages, one after the
 # other; after the last one a gap is accepted.
 __LIST_STEPS_BACK = (0, 4, 32)
@@ -1518,11 +1782,12 @@ __NEW_KEY = (
 
 @dataclass
 class Listing:
-    """A list that is being read. `recent` are the versions of the records that were read last, and
-    `order` has them in the order of reading."""
+    """A list that is being read. `params` are sent with each request, `recent` are the versions of
+    the records that were read last, and `order` has them in the order of reading."""
 
     client: "Client"
     table: Table
+    params: dict[str, str] = field(default_factory=dict)
     recent: set = field(default_factory=set)
     order: deque = field(default_factory=deque)
     pages_without_news: int = 0
@@ -1533,10 +1798,31 @@ def __list_pages(client: "Client", table: Table) -> Iterator[Page]:
 
     Raises KustomerError when the key may not read the list, or when it does not end.
     """
+    if not table.deactivates:
+        yield from __pages_of(client, table, {})
+        return
+    active = set()
+    for page in __pages_of(client, table, {}):
+        for record in page.records:
+            active.add(__record_id(record))
+            __attributes(record)["deactivated"] = False
+        yield page
+    # With no active record at all the answer is wrong, and the table must not lose them.
+    for page in __pages_of(client, table, __DEACTIVATED) if active else ():
+        for record in page.records:
+            attributes = __attributes(record)
+            # On both lists: deactivated in between, or the parameter was ignored.
+            marked = bool(attributes.get("deletedAt")) or __flag(attributes.get("deleted")) is True
+            attributes["deactivated"] = marked or __record_id(record) not in active
+        yield page
+
+
+def __pages_of(client: "Client", table: Table, params: dict[str, str]) -> Iterator[Page]:
+    """Yield every page of one list, whatever the server makes of page sizes."""
     try:
-        yield from __overlapping_pages(Listing(client, table))
+        yield from __overlapping_pages(Listing(client, table, params))
     except PageSizeError:
-        yield from __numbered_pages(Listing(client, table))
+        yield from __numbered_pages(Listing(client, table, params))
 
 
 def __overlapping_pages(listing: Listing) -> Iterator[Page]:
@@ -1547,7 +1833,7 @@ def __overlapping_pages(listing: Listing) -> Iterator[Page]:
 
     Raises PageSizeError when the server has other ideas of page sizes.
     """
-    limit = __page_size(listing.client, __LIST_PAGE_MAX_RECORDS)
+    limit = __page_size(listing.client, listing.table.page_maximum)
     reached, began, margin, misses, warned = 0, 0, 1, 0, False
     while True:
         number, size = __overlapping_page(max(reached - margin + 1, 0) if reached else 0, limit)
@@ -1674,7 +1960,7 @@ def __warn_of_shortfall(listing: Listing, total: int | None, read: int) -> None:
 def __list_page(listing: Listing, number: int, size: int | None = None) -> Page:
     """Request one page of a list; without a size, of the server's own."""
     client, table = listing.client, listing.table
-    params = {"page": number} if size is None else {"page": number, "pageSize": size}
+    params = {**listing.params, "page": number, **({"pageSize": size} if size else {})}
     try:
         return __page(
             table.path,
@@ -2120,8 +2406,7 @@ def get_time_range(
     """
     end = now or __now()
     if last_sync_time is None:
-        (setting,) = (setting for setting in SETTINGS if setting.name == "initial_sync_days")
-        days = __setting_value(setting, (configuration or {}).get(setting.name))
+        days = __setting_value(__SETTING["initial_sync_days"], configuration or {})
         start = end - timedelta(days=days)
     else:
         last = __parse_time(last_sync_time)
@@ -2194,7 +2479,7 @@ def configuration_form() -> ConfigurationForm:
         form.add_field(__form_field(setting))
     form.add_test(label="The configuration is valid", func=test_configuration)
     form.add_test(label="Kustomer accepts the API key in this region", func=test_api_key)
-    form.add_test(label="The API key may read all four tables", func=test_roles)
+    form.add_test(label="The API key may read every table", func=test_roles)
     form.add_test(label="Search (optional, fewer requests)", func=test_search)
     return form
 
@@ -2245,7 +2530,7 @@ def __run_setup_test(configuration: dict, check: Callable[[Client], None]):
 
 def __read_one_of_each(client: Client) -> None:
     failures = []
-    for table in TABLES:
+    for table in __wanted(client.settings.additional_tables):
         try:
             __list_page(Listing(client, table), 1, 1)
         except KustomerError as error:
@@ -2260,8 +2545,10 @@ def __search_customers(client: Client) -> None:
         __search(Search(client, CUSTOMERS, now, now), Slice(now))
     except SearchUnusableError as error:
         reason = str(error).rstrip(".")
+        tables = __wanted(client.settings.additional_tables)
+        searched = ", ".join(table.name for table in tables if table.search)
         client.warnings.append(
-            f"{reason}. Without search, every sync reads all customers and messages."
+            f"{reason}. Without search, every sync reads the whole lists of: {searched}."
         )
 
 

@@ -19,13 +19,23 @@ from mock_server.behaviour import (
     ERROR_FORMS,
     RESETS,
     ROLES,
+    USER_LISTS,
     Behaviour,
 )
 from mock_server.faults import KINDS, parse_fault
 from mock_server.records import TABLES, make_records
 from mock_server.server import API_KEY, MockKustomer, PortTakenError
 
-_DEFAULT_COUNTS = {"customers": 1000, "companies": 100, "brands": 4, "messages": 4000}
+_DEFAULT_COUNTS = {
+    "customers": 1000,
+    "companies": 100,
+    "brands": 4,
+    "messages": 4000,
+    "notes": 300,
+    "users": 12,
+    "teams": 4,
+    "tags": 8,
+}
 
 
 def _words(text: str) -> FrozenSet[str]:
@@ -86,6 +96,10 @@ _BEHAVIOUR_OPTIONS = {
     "shows_current": (_SWITCH, "search shows a record as it is, and finds it as it was"),
     "list_order": ({"choices": ("scattered", "updated")}, "order of lists"),
     "lists_show_deleted": (_SWITCH, "lists have deleted records as well"),
+    "user_lists": (
+        {"choices": USER_LISTS},
+        "deactivated users: on a list of their own, or on that of all users",
+    ),
     "list_window": (_NUMBER, "lists end at so many records"),
     "list_window_status": (_NUMBER, "status of the pages beyond, which are empty otherwise"),
     "large_pages": (
@@ -160,7 +174,7 @@ def _server(options: argparse.Namespace) -> MockKustomer:
     chosen = {name: getattr(options, name) for name in _BEHAVIOUR_OPTIONS}
     behaviour = Behaviour(roles=ROLES - set(options.without_role), **chosen)
     records = make_records(
-        *(getattr(options, table) for table in TABLES),
+        **{table: getattr(options, table) for table in _DEFAULT_COUNTS},
         seed=options.seed,
         days=options.days,
         same_moment=options.same_moment,

@@ -15,6 +15,8 @@ from mock_server.behaviour import CONTEXTS, SEARCH_ROLE, Behaviour
 from mock_server.records import ORG_ID, TABLES, TYPES, Records, scattered, time_text
 from mock_server.search import Finder, QueryError, parse_query
 
+# Records of a page, where the documentation says so, else LIST_MAX.
+LIST_MAXIMA = {"users": 500, "teams": 500}
 LIST_MAX = 100
 SEARCH_MAX = 500
 SEARCH_MAX_PAGES = 100
@@ -81,7 +83,7 @@ class Store:
     def __init__(self, records: Records, behaviour: Behaviour):
         self._behaviour = behaviour
         self._records = {table: dict(records.get(table, {})) for table in TABLES}
-        self._orders: Dict[str, Tuple[tuple, List[str]]] = {}
+        self._orders: Dict[str, Dict[tuple, List[str]]] = {}
         self._indexed = {table: dict(self._records[table]) for table in TABLES}
         self._keys = {table: self._sorted_keys(table) for table in TABLES}
         self._pending: List[Tuple[float, str, str]] = []
@@ -114,23 +116,23 @@ class Store:
         del self._records[table][record_id]
         self._changed(table, record_id)
 
-    def listed(self, table: str) -> List[str]:
-        """Return the ids in the order of the table's list: messages by id, the others by no
-        order a client could know, or all of them by updatedAt."""
+    def listed(self, table: str, deactivated: bool = False) -> List[str]:
+        """Return the ids in the order of the table's list, or of that of deactivated users:
+        messages by id, the others by no order a client could know, or all of them by updatedAt."""
         rules = self._behaviour
-        order = (rules.list_order, rules.lists_show_deleted)
-        if table not in self._orders or self._orders[table][0] != order:
-            ids = [
-                record_id
-                for record_id, record in self._records[table].items()
-                if rules.lists_show_deleted or record["attributes"].get("deleted") is not True
-            ]
+        users = rules.user_lists if table == "users" else ""
+        shown = (rules.lists_show_deleted, users, deactivated)
+        orders = self._orders.setdefault(table, {})
+        order = (rules.list_order, *shown)
+        if order not in orders:
+            records = self._records[table]
+            ids = [record_id for record_id in records if _is_listed(records[record_id], *shown)]
             if rules.list_order == "updated":
-                ids.sort(key=lambda record_id: _key(self._records[table][record_id]))
+                ids.sort(key=lambda record_id: _key(records[record_id]))
             else:
                 ids.sort(key=None if table == "messages" else scattered)
-            self._orders[table] = (order, ids)
-        return self._orders[table][1]
+            orders[order] = ids
+        return orders[order]
 
     def page(self, table: str, ids: List[str]) -> List[dict]:
         return [self._records[table][record_id] for record_id in ids]
@@ -183,6 +185,17 @@ class Store:
 
     def _sorted_keys(self, table: str) -> List[Tuple[str, str]]:
         return sorted(map(_key, self._records[table].values()))
+
+
+def _is_listed(record: dict, shows_deleted: bool, user_lists: str, deactivated: bool) -> bool:
+    """Return whether a list has a record; `user_lists` is empty for any but users."""
+    attributes = record["attributes"]
+    if attributes.get("deleted") is True and not shows_deleted:
+        return False
+    if user_lists in ("", "ignores_deleted") or user_lists == "together" and not deactivated:
+        return True
+    # A user has this time when, and only when, it was deactivated.
+    return deactivated is bool(attributes.get("deletedAt"))
 
 
 def _key(record: dict) -> Tuple[str, str]:
@@ -291,8 +304,8 @@ class Api:
     def _list(self, table: str, request: Request) -> dict:
         self._check_role(f"org.permission.{TYPES[table]}.read")
         rules = self.behaviour
-        paging = self._paging(request, LIST_MAX, LIST_MAX)
-        ids = self.store.listed(table)
+        paging = self._paging(request, LIST_MAX, LIST_MAXIMA.get(table, LIST_MAX))
+        ids = self.store.listed(table, request.params.get("deleted") == "true")
         reachable = ids if rules.list_window is None else ids[: rules.list_window]
         if paging.begin >= len(reachable) < len(ids) and rules.list_window_status:
             raise ApiError(

@@ -7,12 +7,19 @@ from typing import FrozenSet, Optional, Set
 from mock_server.records import TYPES
 
 # Search's contexts, and the table of each.
-CONTEXTS = {"customer": "customers", "message": "messages", "company": "companies"}
+CONTEXTS = {
+    "customer": "customers",
+    "message": "messages",
+    "company": "companies",
+    "conversation": "conversations",
+    "note": "notes",
+}
 SEARCH_ROLE = "org.permission.search.create"
 ROLES = frozenset(
     {SEARCH_ROLE, *(f"org.permission.{object_type}.read" for object_type in TYPES.values())}
 )
 COMPANY_SEARCHES = ("knows", "refuses_attribute", "refuses_context", "finds_nothing")
+USER_LISTS = ("apart", "ignores_deleted", "together")
 ERROR_FORMS = ("common", "detailed")
 RESETS = ("epoch", "epoch_ms", "seconds", "past", "absent", "rubbish", "retry_after", "date")
 
@@ -37,8 +44,10 @@ class Behaviour:
     with `shows_current`, finds it by what it was and shows what it is.
 
     Lists: `list_order` is "scattered" or "updated" (ascending updatedAt). `lists_show_deleted`
-    says whether they have deleted records. They end at `list_window` records; later pages are
-    empty, or refused with `list_window_status`.
+    says whether they have deleted records. `user_lists` is "apart" when deactivated users are on
+    the list with `deleted=true` and only there, "ignores_deleted" when that parameter changes
+    nothing, and "together" when the list without it has all users. Lists end at `list_window`
+    records; later pages are empty, or refused with `list_window_status`.
 
     Page sizes, of both: `large_pages` beyond the documented maximum are a "clamp" or "refuse".
     `page_size_limit` is a lower maximum, `forced_page_size` the size of every page whatever is
@@ -67,6 +76,7 @@ class Behaviour:
     shows_current: bool = False
     list_order: str = "scattered"
     lists_show_deleted: bool = False
+    user_lists: str = "apart"
     list_window: Optional[int] = None
     list_window_status: Optional[int] = None
     large_pages: str = "clamp"

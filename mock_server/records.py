@@ -6,12 +6,23 @@ Values come from pools filled by faker, so that a hundred thousand records take 
 import hashlib
 import random
 from datetime import datetime, timedelta, timezone
-from typing import Dict, List, Optional
+from typing import Dict, Iterator, List, NamedTuple, Optional
 
 from faker import Faker
 
-TABLES = ("customers", "companies", "brands", "messages")
-TYPES = {"customers": "customer", "companies": "company", "brands": "brand", "messages": "message"}
+# Every table, and the type of its records.
+TYPES = {
+    "customers": "customer",
+    "companies": "company",
+    "brands": "brand",
+    "messages": "message",
+    "conversations": "conversation",
+    "notes": "note",
+    "users": "user",
+    "teams": "team",
+    "tags": "tag",
+}
+TABLES = tuple(TYPES)
 ORG_ID = "57f29863a1dbf61100e6aa92"
 
 # The type and path of each relationship. The customer of a message is of type "customers" in
@@ -20,12 +31,24 @@ _RELATED = {
     "company": ("company", "companies"),
     "customer": ("customers", "customers"),
     "conversation": ("conversation", "conversations"),
+    "brand": ("brand", "brands"),
+    "queue": ("queue", "routing/queues"),
     "createdBy": ("user", "users"),
 }
 _LOCALES = ("en_US", "de_DE", "ja_JP", "ru_RU", "zh_CN", "el_GR", "he_IL", "hi_IN", "ar_AA")
 _POOL_SIZE = 40
 _LONG_BODY_CHARACTERS = 20_000
 _SAME_MOMENT_MESSAGES = 700
+_MOST_MESSAGES_OF_CONVERSATION = 12
+_TEAM_NAMES = ("Support", "Billing", "Returns", "Escalations", "Sales", "Fraud")
+_TAG_NAMES = ("refund", "shipping", "damaged", "login", "invoice", "discount", "feedback", "vip")
+_APPS = {
+    "email": "postmark",
+    "chat": "chat",
+    "sms": "twilio",
+    "voice": "voice",
+    "facebook": "facebook",
+}
 
 Records = Dict[str, Dict[str, dict]]
 
@@ -46,6 +69,10 @@ def make_records(
     brands: int = 0,
     messages: int = 0,
     *,
+    notes: int = 0,
+    users: int = 0,
+    teams: int = 0,
+    tags: int = 0,
     seed: int = 1,
     days: int = 60,
     before: Optional[datetime] = None,
@@ -54,7 +81,8 @@ def make_records(
     """Return records by table and id.
 
     Args:
-        customers, companies, brands, messages: how many of each.
+        customers, companies, brands, messages, notes, users, teams, tags: how many of each. There
+            are as many conversations as the messages belong to, two to twelve messages in each.
         seed: the same seed, numbers and `before` give the same records.
         days: `updatedAt` lies in this many days before `before`; `createdAt` may lie years back.
         before: an aware time; midnight UTC of today when None.
@@ -64,16 +92,31 @@ def make_records(
     if before is None:
         before = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
     maker = _Maker(seed, before - timedelta(days=days), before)
-    records: Records = {}
-    records["companies"] = maker.many(maker.company, companies)
-    maker.company_ids = list(records["companies"])
-    records["brands"] = maker.many(maker.brand, brands)
-    records["customers"] = maker.many(maker.customer, customers)
-    maker.customer_ids = list(records["customers"])
-    records["messages"] = maker.many(maker.message, messages)
+    records = maker.records
+    for table, number in {
+        "users": users,
+        "teams": teams,
+        "tags": tags,
+        "companies": companies,
+        "brands": brands,
+        "customers": customers,
+    }.items():
+        maker.many(table, number)
+    maker.converse(messages)
+    maker.many("notes", notes)
     if messages >= 2 * same_moment > 0:
         _share_one_moment(records["messages"], same_moment)
     return records
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def _numbered(names: tuple, place: int) -> str:
+    """Return a name for each place, with a number once all names are used."""
+    rounds, index = divmod(place, len(names))
+    return f"{names[index]} {rounds + 1}" if rounds else names[index]
 
 
 def _share_one_moment(messages: Dict[str, dict], number: int) -> None:
@@ -83,8 +126,22 @@ def _share_one_moment(messages: Dict[str, dict], number: int) -> None:
         message["attributes"]["updatedAt"] = moment
 
 
+class _Talk(NamedTuple):
+    """What the messages of a conversation have in common."""
+
+    conversation: str
+    customer: str
+    channel: str
+    subject: str
+    user: str
+    team: str
+
+
 class _Maker:
-    """Makes single records. Shared values are never changed in place: a record is replaced."""
+    """Makes single records. Shared values are never changed in place: a record is replaced.
+
+    Where a table has no records, others refer to made-up ids of it.
+    """
 
     def __init__(self, seed: int, start: datetime, end: datetime):
         self.random = random.Random(seed)
@@ -103,16 +160,33 @@ class _Maker:
         self.emails = [english.safe_email() for _ in range(_POOL_SIZE * 5)]
         self.phones = [english.numerify("+1###555####") for _ in range(_POOL_SIZE * 5)]
         self.domains = [english.domain_name() for _ in range(_POOL_SIZE * 5)]
-        self.users = [self._hex(24) for _ in range(10)]
-        self.teams = [self._hex(24) for _ in range(4)]
+        self.records: Records = {table: {} for table in TABLES}
+        self.made_up = {table: [self._hex(24) for _ in range(8)] for table in TABLES}
+        self.role_groups = [self._hex(24) for _ in range(3)]
+        self.queues = [self._hex(24) for _ in range(3)]
+        self.pools: Dict[str, List[str]] = {}
         self.long_body = ("A long story. " * _LONG_BODY_CHARACTERS)[:_LONG_BODY_CHARACTERS]
-        self.company_ids: List[str] = []
-        self.customer_ids: List[str] = []
         self.made = 0
 
-    def many(self, make, number: int) -> Dict[str, dict]:
-        made = (make() for _ in range(number))
-        return {record["id"]: record for record in made}
+    def many(self, table: str, number: int) -> None:
+        """Add so many records to a table."""
+        make = getattr(self, TYPES[table])
+        for _ in range(number):
+            self._add(table, make())
+
+    def _add(self, table: str, record: dict) -> None:
+        self.records[table][record["id"]] = record
+
+    def _ids(self, table: str) -> List[str]:
+        """Return the ids that others may refer to, once no more are made."""
+        if table not in self.pools:
+            self.pools[table] = list(self.records[table]) or self.made_up[table]
+        return self.pools[table]
+
+    def _some(self, table: str, most: int) -> List[str]:
+        """Return up to so many ids of a table."""
+        ids = self._ids(table)
+        return self.random.sample(ids, min(self.random.randrange(most + 1), len(ids)))
 
     def _pool(self, kind: str) -> List[str]:
         return [getattr(fake, kind)() for fake in self.fakers for _ in range(_POOL_SIZE)]
@@ -133,10 +207,16 @@ class _Maker:
             times["modifiedAt"] = times["updatedAt"]
         return times
 
-    def _record(self, table: str, attributes: dict, **related: Optional[str]) -> dict:
-        """Return a record around its attributes; its id is by order of making."""
+    def _new_id(self) -> str:
+        """Return an id; ids are in the order of making."""
         self.made += 1
-        record_id = f"{0x66000000 + self.made:08x}{self._hex(16)}"
+        return f"{0x66000000 + self.made:08x}{self._hex(16)}"
+
+    def _record(
+        self, table: str, attributes: dict, record_id: str = "", **related: Optional[str]
+    ) -> dict:
+        """Return a record around its attributes."""
+        record_id = record_id or self._new_id()
         relationships = {
             "org": {
                 "links": {"self": f"/v1/orgs/{ORG_ID}"},
@@ -164,7 +244,7 @@ class _Maker:
     def company(self) -> dict:
         choose, domain = self.random.choice, self.random.choice(self.domains)
         attributes = {"name": choose(self.company_names), **self._times()}
-        attributes["tags"] = [self._hex(24) for _ in range(self.random.randrange(3))]
+        attributes["tags"] = self._some("tags", 2)
         if self._chance(0.8):
             attributes["domains"] = [{"domain": domain}, {"domain": choose(self.domains)}]
         elif self._chance(0.5):
@@ -183,7 +263,7 @@ class _Maker:
     def brand(self) -> dict:
         attributes = {
             "name": self.random.choice(self.company_names),
-            "default": self.made == len(self.company_ids),
+            "default": not self.records["brands"],
             **self._times(),
         }
         if self._chance(0.5):
@@ -216,7 +296,7 @@ class _Maker:
             "lastConversation": {"tags": [], "sentiment": {}},
             "conversationCounts": {"done": 3, "open": 1, "snoozed": 0, "all": 4},
             "preview": {},
-            "tags": [self._hex(24) for _ in range(self.random.randrange(3))],
+            "tags": self._some("tags", 2),
             "progressiveStatus": None,
             "verified": self._chance(0.5),
             "rev": self.random.randrange(1, 50),
@@ -224,10 +304,11 @@ class _Maker:
         }
         attributes["lastActivityAt"] = attributes["updatedAt"]
         self._make_odd(attributes)
+        companies = list(self.records["companies"]) and self._ids("companies")
         return self._record(
             "customers",
             attributes,
-            company=choose(self.company_ids) if self.company_ids and self._chance(0.7) else None,
+            company=choose(companies) if companies and self._chance(0.7) else None,
         )
 
     def _make_odd(self, customer: dict) -> None:
@@ -262,44 +343,180 @@ class _Maker:
             for _ in range(number)
         ]
 
-    def message(self) -> dict:
+    def converse(self, messages: int) -> None:
+        """Add so many messages, and the conversations that they belong to."""
+        while messages:
+            size = min(self.random.randint(2, _MOST_MESSAGES_OF_CONVERSATION), messages)
+            if messages - size == 1:
+                # A single message would be left for the last conversation.
+                size += 1 if size < _MOST_MESSAGES_OF_CONVERSATION else -1
+            messages -= size
+            self._add_conversation(size)
+
+    def _add_conversation(self, size: int) -> None:
+        """Add a conversation of one customer on one channel, and its messages in turn."""
         choose = self.random.choice
-        incoming, times = self._chance(0.5), self._times()
-        body = choose(self.paragraphs)
+        talk = _Talk(
+            conversation=self._new_id(),
+            customer=choose(self._ids("customers")),
+            channel=choose(tuple(_APPS)),
+            subject=choose(self.sentences),
+            user=choose(self._ids("users")),
+            team=choose(self._ids("teams")),
+        )
+        brand = choose(self._ids("brands"))
+        kinds = list(self._turns(size))
+        slowness = (1 + self._ids("teams").index(talk.team)) * (
+            1 + self._ids("brands").index(brand)
+        )
+        moments = self._moments(kinds, slowness)
+        said = []
+        for kind, moment in zip(kinds, moments):
+            said.append(self._message(talk, kind, moment))
+            self._add("messages", said[-1])
+        self._add("conversations", self._conversation(talk, brand, said))
+
+    def _turns(self, size: int) -> Iterator[str]:
+        """Yield the directionType of each message of a conversation."""
+        answered = size > 3 or self._chance(0.5)
+        yield "initial-in"
+        if size > 1:
+            yield "response-out" if answered else "followup-in"
+        for _ in range(size - 2):
+            yield "followup-out" if answered and self._chance(0.5) else "followup-in"
+
+    def _moments(self, kinds: List[str], slowness: int) -> List[datetime]:
+        """Return when each message was written: minutes to hours apart, answers more slowly the
+        slower a team and a brand are."""
+        gaps = [0.0]
+        for kind in kinds[1:]:
+            minutes = self.random.lognormvariate(3.0, 0.8)
+            gaps.append(minutes * 60_000 * (slowness if kind == "response-out" else 2))
+        # The last one leaves room for what happens to it before the end.
+        longest = self.span * 0.9
+        scale = min(1.0, longest / (sum(gaps) or 1))
+        moment = self.random.random() * (longest - sum(gaps) * scale)
+        moments = []
+        for gap in gaps:
+            moment += gap * scale
+            moments.append(self.start + timedelta(milliseconds=int(moment)))
+        return moments
+
+    def _updated(self, moment: datetime) -> datetime:
+        """Return when something of this moment was last updated: up to a day later."""
+        left = self.start + timedelta(milliseconds=self.span) - moment
+        return moment + min(timedelta(days=1), left) * self.random.random() ** 4
+
+    def _conversation(self, talk: _Talk, brand: str, said: List[dict]) -> dict:
+        """Return the conversation that these messages make."""
+        choose = self.random.choice
+        first, last = said[0]["attributes"], said[-1]["attributes"]
+        answers = [message for message in said if message["attributes"]["direction"] == "out"]
+        status = choose(("done", "done", "open", "snoozed")) if answers else "open"
+        ended_at = time_text(self._updated(_moment(last["createdAt"])))
         attributes = {
-            "channel": choose(("email", "chat", "sms", "voice", "facebook")),
-            "app": choose(("postmark", "chat", "twilio")),
+            "name": talk.subject,
+            "preview": last["preview"],
+            "channels": [talk.channel],
+            "status": status,
+            "direction": first["direction"],
+            "priority": self.random.randint(1, 5),
+            "tags": self._some("tags", 3),
+            "assignedUsers": [talk.user] if answers else [],
+            "assignedTeams": [talk.team],
+            "messageCount": len(said),
+            "noteCount": 0,
+            "outboundMessageCount": len(answers),
+            "doneCount": int(status == "done"),
+            "reopenCount": self.random.randrange(2) if status == "done" else 0,
+            "snooze": {},
+            "snoozeCount": int(status == "snoozed"),
+            "satisfaction": 0,
+            "satisfactionLevel": {"sentByTeams": [], "answers": []},
+            "ended": status == "done",
+            "createdAt": first["createdAt"],
+            "updatedAt": ended_at,
+            "lastActivityAt": ended_at,
+            "lastMessageAt": last["createdAt"],
+            "rev": self.random.randrange(1, 50),
+        }
+        if answers:
+            attributes["firstResponse"] = self._response(said[0], answers[0])
+            attributes["lastResponse"] = self._response(said[0], answers[-1])
+        if status == "done":
+            done = {"createdBy": talk.user, "createdAt": ended_at, "messageCount": len(said)}
+            attributes.update(firstDone=done, lastDone=done)
+            attributes.update(endedAt=ended_at, endedReason="manual", endedByType="user")
+        self._make_conversation_odd(attributes)
+        return self._record(
+            "conversations",
+            attributes,
+            talk.conversation,
+            customer=talk.customer,
+            brand=brand,
+            queue=choose(self.queues) if self._chance(0.5) else None,
+            createdBy=talk.user if self._chance(0.1) else None,
+        )
+
+    def _make_conversation_odd(self, conversation: dict) -> None:
+        """Leave out of a conversation, or add to it, what not every one has."""
+        if self._chance(0.3):
+            conversation["externalId"] = f"<{self._hex(16)}@{self.random.choice(self.domains)}>"
+        if self._chance(0.2):
+            conversation["sla"] = {"name": "Two hours", "breached": self._chance(0.5)}
+        if self._chance(0.2):
+            conversation["custom"] = {"orderNumberStr": self._hex(8)}
+        if self._chance(0.1):
+            del conversation["priority"]
+        if conversation["status"] == "snoozed":
+            conversation["snooze"] = {"status": "snoozed", "setBy": "user"}
+        if self._chance(0.01):
+            conversation["deleted"] = True
+
+    @staticmethod
+    def _response(asked: dict, answer: dict) -> dict:
+        """Return what a conversation says of one of its answers; times in milliseconds."""
+        asked_at, at = (_moment(record["attributes"]["createdAt"]) for record in (asked, answer))
+        return {
+            "id": answer["id"],
+            "createdBy": answer["relationships"]["createdBy"]["data"]["id"],
+            "createdAt": answer["attributes"]["createdAt"],
+            "responseTime": int((at - asked_at) / timedelta(milliseconds=1)),
+        }
+
+    def _message(self, talk: _Talk, kind: str, moment: datetime) -> dict:
+        choose = self.random.choice
+        incoming, body = kind.endswith("-in"), choose(self.paragraphs)
+        created = time_text(moment)
+        attributes = {
+            "channel": talk.channel,
+            "app": _APPS[talk.channel],
             "direction": "in" if incoming else "out",
-            "directionType": choose(
-                ("initial-in", "followup-in") if incoming else ("response-out",)
-            ),
+            "directionType": kind,
             "status": "received" if incoming else "sent",
             "preview": body,
             "size": len(body),
             "sentiment": {},
             "auto": False,
             "meta": self._message_meta(),
-            **times,
+            "createdAt": created,
+            "updatedAt": time_text(self._updated(moment)),
         }
+        self._assign(attributes, talk)
+        if self._chance(0.3):
+            attributes["modifiedAt"] = attributes["updatedAt"]
         if self._chance(0.8):
-            attributes["sentAt"] = times["createdAt"]
-        if attributes["channel"] == "email":
+            attributes["sentAt"] = created
+        if talk.channel == "email":
             # Documented samples have the subject here, and not among the attributes.
             place = attributes if self._chance(0.1) else attributes["meta"]
-            place["subject"] = choose(self.sentences)
+            place["subject"] = talk.subject
             attributes["externalId"] = f"<{self._hex(16)}@{choose(self.domains)}>"
         # No documented answer has a body; preview is what comes.
         if self._chance(0.1):
-            attributes["body"] = f"{body}\n\n-- \n{choose(self.sentences)}"
+            attributes["body"] = f"{body}\n\n-- \n{talk.subject}"
         if self._chance(0.002):
             attributes["body"] = self.long_body
-        for name, pool in (
-            ("createdByTeams", self.teams),
-            ("assignedUsers", self.users),
-            ("assignedTeams", self.teams),
-        ):
-            if self._chance(0.7):
-                attributes[name] = self.random.sample(pool, self.random.randrange(3))
         if self._chance(0.1):
             attributes["custom"] = {"scoreNum": self.random.randrange(10)}
         if self._chance(0.1):
@@ -307,10 +524,86 @@ class _Maker:
         return self._record(
             "messages",
             attributes,
-            customer=choose(self.customer_ids) if self.customer_ids else self._hex(24),
-            conversation=self._hex(24) if self._chance(0.98) else None,
-            createdBy=None if incoming else choose(self.users),
+            customer=talk.customer,
+            conversation=talk.conversation,
+            createdBy=None if incoming else talk.user,
         )
+
+    def _assign(self, message: dict, talk: _Talk) -> None:
+        """Say of most messages who wrote them and who has to answer."""
+        incoming = message["direction"] == "in"
+        for name, table, known in (
+            ("createdByTeams", "teams", [] if incoming else [talk.team]),
+            ("assignedUsers", "users", [] if incoming else [talk.user]),
+            ("assignedTeams", "teams", [talk.team]),
+        ):
+            more = self._some(table, 1) if self._chance(0.2) else []
+            if self._chance(0.8):
+                message[name] = known + [one for one in more if one not in known]
+
+    def note(self) -> dict:
+        """Return a note on a conversation, and count it there."""
+        conversation_id = self.random.choice(self._ids("conversations"))
+        conversation = self.records["conversations"].get(conversation_id)
+        attributes = {"body": self.random.choice(self.paragraphs), **self._times()}
+        if self._chance(0.3):
+            attributes["userMentions"] = self._some("users", 2)
+        if self._chance(0.1):
+            attributes["externalId"] = f"note-{self._hex(6)}"
+        customer = self.random.choice(self._ids("customers"))
+        if conversation:
+            conversation["attributes"]["noteCount"] += 1
+            customer = conversation["relationships"]["customer"]["data"]["id"]
+        return self._record(
+            "notes",
+            attributes,
+            conversation=conversation_id,
+            customer=customer,
+            createdBy=self.random.choice(self._ids("users")),
+        )
+
+    def user(self) -> dict:
+        """Return a user; one in six is deactivated."""
+        number = len(self.records["users"])
+        name = self.random.choice(self.names)
+        attributes = {
+            "name": name,
+            "displayName": name.split()[0],
+            "email": f"agent{number}@{self.random.choice(self.domains)}",
+            "userType": self.random.choice(("user", "user", "user", "limited", "machine")),
+            "roles": ["org.user"],
+            "roleGroups": self.random.sample(self.role_groups, self.random.randrange(3)),
+            **self._times(),
+        }
+        if self._chance(0.3):
+            attributes["mobile"] = self.random.choice(self.phones)
+        if self._chance(0.3):
+            attributes["avatarUrl"] = f"https://{self.random.choice(self.domains)}/{number}.png"
+        if number % 6 == 5:
+            attributes["deletedAt"] = attributes["updatedAt"]
+        return self._record("users", attributes)
+
+    def team(self) -> dict:
+        """Return a team of some of the users."""
+        attributes = {
+            "name": _numbered(_TEAM_NAMES, len(self.records["teams"])),
+            "icon": "users",
+            "members": self._some("users", 5),
+            "roleGroups": self.random.sample(self.role_groups, self.random.randrange(3)),
+            **self._times(),
+        }
+        if self._chance(0.5):
+            attributes["displayName"] = f"The {attributes['name']} team"
+        return self._record("teams", attributes)
+
+    def tag(self) -> dict:
+        """Return a tag."""
+        attributes = {
+            "name": _numbered(_TAG_NAMES, len(self.records["tags"])),
+            "color": self.random.choice(("red", "green", "#3366cc")),
+            **self._times(),
+        }
+        return self._record("tags", attributes)
 
     def _message_meta(self) -> dict:
         """Return meta with `to` as Kustomer gives it: an array, an object or a text."""

@@ -42,9 +42,97 @@ _PLAIN = {
         "body": ("text", "body", "preview"),
         "app": ("text", "app"),
         "source": ("text", "source"),
+        "created_by_teams": ("json", "createdByTeams"),
+        "assigned_users": ("json", "assignedUsers"),
+        "assigned_teams": ("json", "assignedTeams"),
         "meta": ("json", "meta"),
         "custom": ("json", "custom"),
         "sent_at": ("as is", "sentAt"),
+    },
+    "conversations": {
+        "external_id": ("text", "externalId"),
+        "name": ("text", "name"),
+        "preview": ("text", "preview"),
+        "status": ("text", "status"),
+        "direction": ("text", "direction"),
+        "priority": ("as is", "priority"),
+        "channels": ("json", "channels"),
+        "tags": ("json", "tags"),
+        "assigned_users": ("json", "assignedUsers"),
+        "assigned_teams": ("json", "assignedTeams"),
+        "message_count": ("as is", "messageCount"),
+        "note_count": ("as is", "noteCount"),
+        "outbound_message_count": ("as is", "outboundMessageCount"),
+        "done_count": ("as is", "doneCount"),
+        "reopen_count": ("as is", "reopenCount"),
+        "snooze_count": ("as is", "snoozeCount"),
+        "satisfaction_level": ("json", "satisfactionLevel"),
+        "first_response": ("json", "firstResponse"),
+        "last_response": ("json", "lastResponse"),
+        "first_done": ("json", "firstDone"),
+        "last_done": ("json", "lastDone"),
+        "sla": ("json", "sla"),
+        "snooze": ("json", "snooze"),
+        "ended": ("as is", "ended"),
+        "ended_at": ("as is", "endedAt"),
+        "ended_reason": ("text", "endedReason"),
+        "ended_by_type": ("text", "endedByType"),
+        "last_activity_at": ("as is", "lastActivityAt"),
+        "last_message_at": ("as is", "lastMessageAt"),
+        "custom": ("json", "custom"),
+        "deleted": ("as is", "deleted"),
+    },
+    "notes": {
+        "external_id": ("text", "externalId"),
+        "body": ("text", "body"),
+        "user_mentions": ("json", "userMentions"),
+        "deleted": ("as is", "deleted"),
+    },
+    "users": {
+        "name": ("text", "name"),
+        "display_name": ("text", "displayName"),
+        "email": ("text", "email"),
+        "user_type": ("text", "userType"),
+        "mobile": ("text", "mobile"),
+        "avatar_url": ("text", "avatarUrl"),
+        "roles": ("json", "roles"),
+        "role_groups": ("json", "roleGroups"),
+        "deleted_at": ("as is", "deletedAt"),
+    },
+    "teams": {
+        "name": ("text", "name"),
+        "display_name": ("text", "displayName"),
+        "icon": ("text", "icon"),
+        "members": ("json", "members"),
+        "role_groups": ("json", "roleGroups"),
+        "deleted": ("as is", "deleted"),
+        "deleted_at": ("as is", "deletedAt"),
+    },
+    "tags": {
+        "name": ("text", "name"),
+        "color": ("text", "color"),
+        "deleted": ("as is", "deleted"),
+        "deleted_at": ("as is", "deletedAt"),
+    },
+}
+# column: the relationship whose id it has
+_RELATED = {
+    "customers": {"company_id": "company"},
+    "messages": {
+        "conversation_id": "conversation",
+        "customer_id": "customer",
+        "created_by_id": "createdBy",
+    },
+    "conversations": {
+        "customer_id": "customer",
+        "brand_id": "brand",
+        "queue_id": "queue",
+        "created_by_id": "createdBy",
+    },
+    "notes": {
+        "conversation_id": "conversation",
+        "customer_id": "customer",
+        "created_by_id": "createdBy",
     },
 }
 
@@ -61,16 +149,14 @@ def expected_row(table: str, record: dict) -> dict:
         row[column] = value
     row["created_at"] = attributes["createdAt"]
     row["updated_at"] = attributes["updatedAt"]
-    row.update(_special(table, record, attributes))
+    for column, name in _RELATED.get(table, {}).items():
+        related = record["relationships"].get(name)
+        row[column] = related["data"]["id"] if related else None
+    row.update(_special(table, attributes))
     return row
 
 
-def _special(table: str, record: dict, attributes: dict) -> dict:
-    related = {
-        name: relation["data"]["id"]
-        for name, relation in record["relationships"].items()
-        if "data" in relation
-    }
+def _special(table: str, attributes: dict) -> dict:
     if table == "customers":
         emails, phones = attributes.get("emails") or [], attributes.get("phones") or []
         verified = [entry for entry in emails if entry["verified"]]
@@ -81,7 +167,6 @@ def _special(table: str, record: dict, attributes: dict) -> dict:
             "email": (verified + emails + [{"email": None}])[0]["email"],
             "phone": phones[0]["phone"] if phones else None,
             "external_id": external,
-            "company_id": related.get("company"),
         }
     if table == "companies":
         websites = [url["url"] for url in attributes.get("urls", []) if url["type"] == "website"]
@@ -92,11 +177,12 @@ def _special(table: str, record: dict, attributes: dict) -> dict:
             "domains": json.dumps(names, separators=(",", ":")) if names else None,
         }
     if table == "messages":
-        return {
-            "conversation_id": related.get("conversation"),
-            "customer_id": related.get("customer"),
-            "subject": attributes.get("subject") or attributes["meta"].get("subject"),
-        }
+        return {"subject": attributes.get("subject") or attributes["meta"].get("subject")}
+    if table == "conversations":
+        # A STRING, whatever Kustomer makes of it.
+        return {"satisfaction": json.dumps(attributes["satisfaction"])}
+    if table == "users":
+        return {"deactivated": "deletedAt" in attributes}
     return {}
 
 

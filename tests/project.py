@@ -40,6 +40,7 @@ class Project:
 
     def query(self, sql: str) -> list:
         with duckdb.connect(str(self.warehouse), read_only=True) as database:
+            database.execute("set timezone = 'UTC'")
             return database.execute(sql).fetchall()
 
     def rows(self, table: str) -> dict:

@@ -9,7 +9,7 @@ ID = {"type": "string", "pattern": "^[0-9a-f]{24}$"}
 OBJECT = {"type": "object"}
 LIST = {"type": "array"}
 PATH = {"type": "string", "pattern": r"^/v1/[a-z]+(/[a-z]+)?(\?\S*)?$"}
-RECORD_PATH = {"type": "string", "pattern": r"^/v1/[A-Za-z]+/[0-9a-f]{24}(/messages)?$"}
+RECORD_PATH = {"type": "string", "pattern": r"^/v1/[A-Za-z/]+/[0-9a-f]{24}(/messages)?$"}
 
 
 def _object(required: dict, optional: dict = None) -> dict:
@@ -98,6 +98,61 @@ ATTRIBUTES = {
                 },
             ),
         },
+    ),
+}
+_IDS = _list_of(ID)
+_RESPONSE = _object({"id": ID, "createdBy": ID, "createdAt": TIME, "responseTime": COUNT})
+_DONE = _object({"createdBy": ID, "createdAt": TIME, "messageCount": COUNT})
+ATTRIBUTES |= {
+    "conversations": _object(
+        {
+            "status": {"enum": ["open", "snoozed", "done"]},
+            "direction": {"enum": ["in", "out"]},
+            **_TIMES,
+        },
+        {
+            **_SOMETIMES,
+            **dict.fromkeys(("name", "preview", "externalId"), TEXT),
+            **dict.fromkeys(("endedReason", "endedByType"), TEXT),
+            **dict.fromkeys(("messageCount", "noteCount", "outboundMessageCount"), COUNT),
+            **dict.fromkeys(("doneCount", "reopenCount", "snoozeCount", "rev"), COUNT),
+            **dict.fromkeys(("endedAt", "lastActivityAt", "lastMessageAt"), TIME),
+            **dict.fromkeys(("assignedUsers", "assignedTeams"), _IDS),
+            **dict.fromkeys(("firstResponse", "lastResponse"), _RESPONSE),
+            **dict.fromkeys(("firstDone", "lastDone"), _DONE),
+            "channels": _list_of(TEXT),
+            "priority": {"type": "integer", "minimum": 1, "maximum": 5},
+            "satisfaction": {"type": "number"},
+            "satisfactionLevel": OBJECT,
+            "sla": _object({"name": TEXT, "breached": FLAG}),
+            "snooze": OBJECT,
+            "ended": FLAG,
+        },
+    ),
+    "notes": _object(
+        {"body": TEXT, **_TIMES}, {**_SOMETIMES, "externalId": TEXT, "userMentions": _IDS}
+    ),
+    "users": _object(
+        {"userType": {"enum": ["user", "limited", "machine"]}, **_TIMES},
+        {
+            **dict.fromkeys(("name", "displayName", "email", "mobile", "avatarUrl"), TEXT),
+            **dict.fromkeys(("modifiedAt", "deletedAt"), TIME),
+            "roles": _list_of(TEXT),
+            "roleGroups": _IDS,
+        },
+    ),
+    "teams": _object(
+        {"name": TEXT, **_TIMES},
+        {
+            **dict.fromkeys(("displayName", "icon"), TEXT),
+            **dict.fromkeys(("modifiedAt", "deletedAt"), TIME),
+            **dict.fromkeys(("members", "roleGroups"), _IDS),
+            "deleted": FLAG,
+        },
+    ),
+    "tags": _object(
+        {"name": TEXT, **_TIMES},
+        {"color": TEXT, "modifiedAt": TIME, "deletedAt": TIME, "deleted": FLAG},
     ),
 }
 _RELATION = _object(

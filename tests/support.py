@@ -8,7 +8,9 @@ from typing import Dict, List, Tuple
 import connector
 from mock_server import Behaviour, MockKustomer
 
-TABLES = [table.name for table in connector.TABLES]
+ALL_TABLES = [table.name for table in connector.TABLES]
+# Those that are read when the configuration does not ask for more.
+TABLES = [table.name for table in connector.TABLES if not table.on_request]
 COLUMNS = {
     table.name: {name: column.type for name, column in table.columns.items()}
     for table in connector.TABLES
@@ -26,8 +28,8 @@ class Destination:
     """
 
     def __init__(self):
-        self.rows: Dict[str, Dict[str, dict]] = {table: {} for table in TABLES}
-        self.deleted: Dict[str, set] = {table: set() for table in TABLES}
+        self.rows: Dict[str, Dict[str, dict]] = {table: {} for table in ALL_TABLES}
+        self.deleted: Dict[str, set] = {table: set() for table in ALL_TABLES}
         self.state: dict = {}
         self.states: List[dict] = []
         self.warnings: List[str] = []
@@ -85,6 +87,8 @@ def _check_row(table: str, row: dict) -> None:
             continue
         if kind == "BOOLEAN":
             assert isinstance(value, bool), column
+        elif kind == "INT":
+            assert type(value) is int and -(2**31) <= value < 2**31, column
         else:
             assert isinstance(value, str), column
             value.encode("utf-8")

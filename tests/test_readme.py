@@ -1,8 +1,10 @@
 """What the README says is true."""
 
 import ast
+import collections
 import json
 import re
+import statistics
 import sys
 from datetime import datetime, timedelta, timezone
 
@@ -16,6 +18,8 @@ from tests.project import PROJECT, Project
 from tests.support import COLUMNS, Destination, mock, sync
 
 README = (PROJECT / "README.md").read_text()
+TABLES_PAGE = (PROJECT / "docs" / "tables.md").read_text()
+SQL = re.findall(r"```sql\n(.*?);\n```", TABLES_PAGE, re.S)
 SEED_HEADINGS = [
     "Connector overview",
     "Requirements",
@@ -34,9 +38,9 @@ SEED_HEADINGS = [
 INSTALLED_ON_FIVETRAN = {"fivetran_connector_sdk", "requests"}
 
 
-def table_after(heading: str, columns: int) -> list:
+def table_after(heading: str, columns: int, page: str = README) -> list:
     """Return the cells of the rows with so many columns in a section."""
-    section = README.split(f"\n{heading}\n", 1)[1]
+    section = page.split(f"\n{heading}\n", 1)[1]
     section = re.split(r"\n#+ ", section)[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
     return [row for row in rows if len(row) == columns and not row[0].startswith("--")][1:]
@@ -54,7 +58,7 @@ def test_the_two_commands_stand_at_the_top():
 
 def test_every_column_is_listed_with_its_type():
     listed = {}
-    for table, column, kind, _source in table_after("## Tables created", 4):
+    for table, column, kind, _source in table_after("## Columns", 4, TABLES_PAGE):
         listed.setdefault(table, {})[column.strip("`")] = kind
     assert listed == COLUMNS
     assert [(name, list(columns)) for name, columns in listed.items()] == [
@@ -69,7 +73,8 @@ def test_every_setting_is_listed_with_its_default_and_range():
     assert listed.keys() == {setting.name for setting in connector.SETTINGS}
     for setting in connector.SETTINGS:
         default, extent = listed[setting.name]
-        shown = {None: "not set", True: "true", False: "false"}.get(setting.default)
+        words = {None: "not set", True: "true", False: "false", (): "none"}
+        shown = words.get(setting.default)
         if setting.name == "api_key":
             shown = "required"
         assert default == (shown if setting.default is None or shown else str(setting.default))
@@ -166,13 +171,11 @@ def test_the_sql_examples_answer_their_questions(tmp_path):
     with mock(records) as server:
         project = Project(tmp_path, server)
         project.debug()
-    days, quiet, responses = re.findall(r"```sql\n(.*?)```", README, re.S)
+    days, quiet, responses = SQL[:3]
     with duckdb.connect(str(project.warehouse), read_only=True) as database:
-        by_day = database.execute(
-            f"select sum(messages), count(distinct day) from ({days.rstrip().rstrip(';')})"
-        )
+        by_day = database.execute(f"select sum(messages), count(distinct day) from ({days})")
         assert by_day.fetchone() == (300, 1)
-        found = database.execute(f"select id from ({quiet.rstrip().rstrip(';')})").fetchall()
+        found = database.execute(f"select id from ({quiet})").fetchall()
         assert silent in {row[0] for row in found} and len(found) >= 25
         database.execute(responses)
 
@@ -197,9 +200,83 @@ def test_the_example_of_a_first_response_is_timed_right(tmp_path):
         database.execute(
             "insert into tester.messages values (?, ?, ?, false)", [name, direction, moment]
         )
-    responses = re.findall(r"```sql\n(.*?)```", README, re.S)[2]
-    rows = database.execute(responses).fetchall()
+    rows = database.execute(SQL[2]).fetchall()
     assert [(row[0], row[3]) for row in rows] == [("a", timedelta(minutes=20))]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """A mock with records of every table, and a project that has synced all of them."""
+    records = make_records(
+        customers=60, brands=3, messages=1500, notes=20, users=8, teams=3, tags=6, same_moment=0
+    )
+    with mock(records) as server:
+        project = Project(tmp_path_factory.mktemp("project"), server, additional_tables="all")
+        project.debug()
+        yield server.store, project
+
+
+def named(store, table: str, record_id: str) -> str:
+    return store.records(table)[record_id]["attributes"]["name"]
+
+
+def kept_conversations(store) -> dict:
+    """Return the attributes of the conversations that are not deleted, by id."""
+    return {
+        record_id: record["attributes"]
+        for record_id, record in store.records("conversations").items()
+        if not record["attributes"].get("deleted")
+    }
+
+
+def test_the_first_response_time_of_each_team_and_brand_is_the_median_of_its_conversations(
+    everything,
+):
+    store, project = everything
+    minutes: dict = {}
+    for conversation_id, attributes in kept_conversations(store).items():
+        if "firstResponse" not in attributes:
+            continue
+        brand = store.records("conversations")[conversation_id]["relationships"]["brand"]
+        names = (
+            named(store, "teams", attributes["assignedTeams"][0]),
+            named(store, "brands", brand["data"]["id"]),
+        )
+        minutes.setdefault(names, []).append(attributes["firstResponse"]["responseTime"] / 60_000)
+    found = {row[:2]: row[2:] for row in project.query(SQL[3])}
+    assert len(found) > 5 and found.keys() == minutes.keys()
+    for names, times in minutes.items():
+        assert found[names][0] == len(times)
+        # The warehouse counts whole seconds, and the example shows whole minutes.
+        assert found[names][1] == pytest.approx(statistics.median(times), abs=0.55)
+
+
+def test_the_backlog_has_every_open_conversation_by_its_age_in_weeks(everything):
+    store, project = everything
+
+    def backlog() -> list:
+        weeks: dict = {}
+        for attributes in kept_conversations(store).values():
+            if attributes["status"] == "open":
+                created = datetime.fromisoformat(attributes["createdAt"].replace("Z", "+00:00"))
+                age = (datetime.now(timezone.utc).date() - created.date()).days // 7
+                weeks.setdefault(age, []).append(attributes["outboundMessageCount"] == 0)
+        return [(age, len(without), sum(without)) for age, without in sorted(weeks.items())]
+
+    before, found = backlog(), project.query(SQL[4])
+    # Midnight may pass meanwhile.
+    assert len(found) > 5 and found in (before, backlog())
+
+
+def test_the_most_used_tags_are_counted_by_their_names(everything):
+    store, project = everything
+    used = collections.Counter(
+        named(store, "tags", tag_id)
+        for attributes in kept_conversations(store).values()
+        for tag_id in attributes["tags"]
+    )
+    assert len(used) == 6
+    assert project.query(SQL[5]) == sorted(used.items(), key=lambda item: (-item[1], item[0]))
 
 
 def third_party_imports() -> set:

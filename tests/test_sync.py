@@ -234,7 +234,7 @@ def test_a_state_of_another_shape_says_how_to_reset(state, destination):
 
 
 def test_a_table_that_no_longer_exists_is_dropped_from_the_state(destination):
-    destination.state = {"last_sync_time": {"teams": "x"}}
+    destination.state = {"last_sync_time": {"queues": "x"}}
     with mock(RECORDS) as server:
         sync(server, destination)
     assert set(destination.state["last_sync_time"]) == set(TABLES)
@@ -244,6 +244,7 @@ def test_a_table_that_no_longer_exists_is_dropped_from_the_state(destination):
 def test_the_log_says_the_windows_and_one_line_a_table(destination, capsys):
     destination.state = {"last_sync_time": {"companies": "2026-11-20T00:00:00.000Z"}}
     with mock(RECORDS) as server:
+        server.store.delete("customers", server.store.listed("customers")[0])
         sync(server, destination)
     lines = [
         connector.json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()

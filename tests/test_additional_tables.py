@@ -1,0 +1,321 @@
+"""Conversations, notes, users, teams and tags: read when the configuration asks for them."""
+
+import pytest
+
+import connector
+from mock_server import make_records
+from mock_server.behaviour import ROLES, SEARCH_ROLE, USER_LISTS
+from mock_server.records import TYPES
+from tests.expected import assert_mirrors, source_rows
+from tests.support import ALL_TABLES, COLUMNS, TABLES, mock, searches, sync
+
+ADDITIONAL = [table for table in ALL_TABLES if table not in TABLES]
+MIRRORED = ["users", "teams", "tags"]
+RECORDS = make_records(
+    customers=60, companies=30, brands=9, messages=900, notes=70, users=20, teams=4, tags=9
+)
+
+
+def test_without_the_setting_nothing_is_asked_of_the_additional_endpoints(destination):
+    with mock(RECORDS) as server:
+        sync(server, destination)
+        assert {request.path for request in server.requests} == {
+            "/v1/users/current",
+            "/v1/customers/search",
+            "/v1/companies",
+            "/v1/brands",
+        }
+        contexts = {request.body["queryContext"] for request in searches(server)}
+        assert contexts == {"customer", "message"}
+    assert {entry["table"] for entry in connector.schema({})} == set(TABLES)
+    assert set(destination.state["last_sync_time"]) == set(TABLES)
+
+
+@pytest.mark.parametrize(
+    ("value", "tables"),
+    [
+        ("", []),
+        ("<ADDITIONAL_TABLES>", []),
+        ("all", ADDITIONAL),
+        ("tags", ["tags"]),
+        (" Tags , conversations,", ["conversations", "tags"]),
+        ("notes,all", ADDITIONAL),
+    ],
+)
+def test_the_tables_asked_for_are_declared_and_read(value, tables, destination):
+    declared = connector.schema({"additional_tables": value})
+    assert [entry["table"] for entry in declared] == TABLES + tables
+    with mock(RECORDS) as server:
+        sync(server, destination, additional_tables=value)
+        assert_mirrors(destination, server, TABLES + tables)
+    assert [table for table in ADDITIONAL if destination.rows[table]] == tables
+
+
+@pytest.mark.parametrize("value", ["queues", "conversations,queues", "customers", "note"])
+def test_an_unknown_table_is_an_error_that_lists_the_known_ones(value, destination):
+    expected = (
+        f"additional_tables: '{value}' must be one or more of conversations, notes, users, teams, "
+        "tags, separated by commas, or all."
+    )
+    with mock(RECORDS) as server:
+        with pytest.raises(ValueError, match=expected):
+            sync(server, destination, additional_tables=value)
+        assert server.requests == []
+    with pytest.raises(ValueError, match=expected):
+        connector.schema({"additional_tables": value})
+
+
+def test_every_row_of_all_tables_is_what_kustomer_holds(destination):
+    with mock(RECORDS) as server:
+        sync(server, destination, additional_tables="all")
+        assert_mirrors(destination, server, ALL_TABLES)
+        for table in ALL_TABLES:
+            empty = {
+                column
+                for column in COLUMNS[table]
+                if all(row[column] is None for row in destination.live(table).values())
+            }
+            assert empty <= {"locked", "display_name", "website_url", "deleted", "deleted_at"}
+
+
+def test_conversations_and_notes_deliver_what_changed_and_what_was_deleted(destination):
+    with mock(RECORDS) as server:
+        store = server.store
+        sync(server, destination, additional_tables="all")
+        conversations, notes = store.listed("conversations"), store.listed("notes")
+        store.change("conversations", conversations[0], status="done", doneCount=4)
+        store.delete("conversations", conversations[1])
+        store.change("notes", notes[0], body="Written anew.")
+        store.delete("notes", notes[1])
+        destination.delivered.clear()
+        sync(server, destination, additional_tables="all")
+        assert_mirrors(destination, server, ALL_TABLES)
+    delivered = [pair for pair in destination.delivered if pair[0] in ("conversations", "notes")]
+    assert sorted(delivered) == sorted(
+        [("conversations", record_id) for record_id in conversations[:2]]
+        + [("notes", record_id) for record_id in notes[:2]]
+    )
+    assert conversations[1] in destination.deleted["conversations"]
+    assert notes[1] in destination.deleted["notes"]
+
+
+@pytest.mark.parametrize("table", MIRRORED)
+def test_a_mirrored_table_follows_what_is_gone_and_what_is_new(table, destination):
+    with mock(RECORDS) as server:
+        sync(server, destination, additional_tables=table)
+        gone = server.store.listed(table)[0]
+        server.store.erase(table, gone)
+        for record in make_records(**{table: 1}, seed=8)[table].values():
+            server.store.put(table, record)
+        sync(server, destination, additional_tables=table)
+        assert_mirrors(destination, server, [table])
+    assert gone in destination.deleted[table]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize("table", ["teams", "tags"])
+def test_a_deleted_team_or_tag_is_a_deleted_row_whether_or_not_its_list_shows_it(
+    table, shown, destination
+):
+    with mock(RECORDS, lists_show_deleted=shown) as server:
+        sync(server, destination, additional_tables=table)
+        deleted = server.store.listed(table)[0]
+        server.store.delete(table, deleted)
+        sync(server, destination, additional_tables=table)
+        assert_mirrors(destination, server, [table])
+    assert deleted in destination.deleted[table]
+
+
+@pytest.mark.parametrize("user_lists", USER_LISTS)
+def test_deactivated_users_are_rows_that_say_so_however_the_lists_show_them(
+    user_lists, destination
+):
+    with mock(RECORDS, user_lists=user_lists) as server:
+        sync(server, destination, additional_tables="users")
+        assert_mirrors(destination, server, ["users"])
+        user = server.store.listed("users")[0]
+        server.store.change("users", user, deletedAt="2026-01-02T03:04:05.678Z", deleted=True)
+        server.behaviour.lists_show_deleted = True
+        sync(server, destination, additional_tables="users")
+        row = destination.live("users")[user]
+    assert row["deactivated"] is True
+    assert len(destination.live("users")) == 20
+
+
+def test_a_user_that_is_deactivated_between_the_two_lists_is_a_deactivated_row(destination):
+    with mock(RECORDS) as server:
+        user = server.store.listed("users")[0]
+
+        def deactivate(request, answer):
+            if request.path == "/v1/users" and "deleted" not in request.params:
+                server.store.change("users", user, deletedAt="2026-01-02T03:04:05.678Z")
+            return answer
+
+        server.rewrite = deactivate
+        sync(server, destination, additional_tables="users")
+    assert destination.live("users")[user]["deactivated"] is True
+    assert len(destination.live("users")) == 20
+
+
+def test_an_empty_list_of_active_users_takes_no_row_away(destination):
+    with mock(RECORDS) as server:
+        sync(server, destination, additional_tables="users")
+
+        def hide_the_active(request, answer):
+            if request.path == "/v1/users" and "deleted" not in request.params:
+                answer.payload["data"].clear()
+            return answer
+
+        server.rewrite = hide_the_active
+        sync(server, destination, additional_tables="users")
+        assert_mirrors(destination, server, ["users"])
+
+
+def test_users_and_teams_are_listed_five_hundred_at_a_time(destination):
+    records = make_records(users=720, teams=520, tags=130)
+    with mock(records) as server:
+        sync(server, destination, additional_tables="users,teams,tags")
+        assert_mirrors(destination, server, MIRRORED)
+        sizes = {
+            request.path: request.params["pageSize"]
+            for request in server.requests
+            if request.params.get("page") == "1"
+        }
+        lists = [request for request in server.requests if request.path == "/v1/users"]
+    assert sizes["/v1/users"] == sizes["/v1/teams"] == "500" and sizes["/v1/tags"] == "100"
+    assert len(lists) == 3
+
+
+@pytest.mark.parametrize("table", ADDITIONAL)
+def test_a_missing_role_of_one_table_leaves_the_others_read_and_is_named(table, destination):
+    role = f"org.permission.{TYPES[table]}.read"
+    with mock(RECORDS, roles=ROLES - {role}) as server:
+        with pytest.raises(connector.KustomerError, match=f"{table}: .* lacks the role {role}"):
+            sync(server, destination, additional_tables="all")
+        others = [name for name in ALL_TABLES if name != table]
+        assert_mirrors(destination, server, others)
+    assert set(destination.state["last_sync_time"]) == set(others)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"roles": ROLES - {SEARCH_ROLE}},
+        {"sort_contexts": frozenset({"customer"}), "unsorted_order": "insertion"},
+        {"sort_contexts": frozenset({"customer"}), "other_sorts": "refuse"},
+        {"page_size_limit": 50},
+        {"forced_page_size": 30},
+    ],
+    ids=str,
+)
+def test_all_tables_arrive_whatever_search_and_page_sizes_do(rules, destination):
+    with mock(RECORDS, **rules) as server:
+        sync(server, destination, additional_tables="all")
+        for table in ALL_TABLES:
+            assert destination.live(table) == source_rows(server, table)
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [
+        (7, 7),
+        (0, 0),
+        (-3, -3),
+        (7.0, 7),
+        ("7", 7),
+        (2**31 - 1, 2**31 - 1),
+        (-(2**31), -(2**31)),
+        (2**31, None),
+        (-(2**31) - 1, None),
+        (7.5, None),
+        (float("inf"), None),
+        (float("nan"), None),
+        ("many", None),
+        ("٧", None),
+        (True, None),
+        ([7], None),
+    ],
+    ids=repr,
+)
+def test_a_count_is_a_whole_number_of_32_bits_or_null_and_counted_as_unreadable(
+    value, count, destination, capsys
+):
+    records = make_records(messages=3)
+    (conversation,) = records["conversations"].values()
+    conversation["attributes"]["messageCount"] = value
+    with mock(records) as server:
+        sync(server, destination, additional_tables="conversations")
+    (row,) = destination.live("conversations").values()
+    assert row["message_count"] == count and type(row["message_count"]) is type(count)
+    said = "1 unreadable values left empty" in capsys.readouterr().out
+    assert said is (count is None)
+
+
+def test_a_table_that_is_asked_for_later_is_read_from_its_beginning(destination):
+    with mock(RECORDS) as server:
+        sync(server, destination)
+        sync(server, destination, additional_tables="all")
+        assert_mirrors(destination, server, ALL_TABLES)
+
+
+def test_a_table_that_is_asked_for_again_catches_up(destination):
+    with mock(RECORDS) as server:
+        sync(server, destination, additional_tables="notes")
+        record_id = server.store.listed("notes")[0]
+        server.store.change("notes", record_id, body="Written anew.")
+        sync(server, destination)
+        destination.delivered.clear()
+        sync(server, destination, additional_tables="notes")
+        assert_mirrors(destination, server, ["notes"])
+    assert [pair for pair in destination.delivered if pair[0] == "notes"] == [("notes", record_id)]
+
+
+def test_a_single_saved_time_does_not_count_for_tables_that_earlier_versions_did_not_have(
+    destination,
+):
+    with mock(RECORDS) as server:
+        destination.state = {"last_sync_time": connector.get_time_range()["end"]}
+        sync(server, destination, additional_tables="all")
+        assert_mirrors(destination, server, ADDITIONAL)
+        assert destination.rows["messages"] == {}
+
+
+def test_the_generators_give_the_rows_of_their_tables():
+    with mock(RECORDS) as server:
+        for table in ADDITIONAL:
+            rows = getattr(connector, f"get_{table}")(
+                server.api_key, configuration=server.configuration()
+            )
+            live = {row["id"]: row for row in rows if not row.get("deleted")}
+            assert live == source_rows(server, table)
+
+
+def test_the_setup_test_of_roles_asks_for_the_additional_tables_too():
+    with mock(RECORDS) as server:
+        connector.test_roles(server.configuration(additional_tables="notes,tags"))
+        paths = {request.path for request in server.requests}
+    assert paths == {f"/v1/{table}" for table in [*TABLES, "notes", "tags"]}
+
+
+def test_a_conversation_is_one_of_one_customer_on_one_channel_with_its_messages_in_turn():
+    talks: dict = {}
+    for message in RECORDS["messages"].values():
+        related = message["relationships"]
+        talks.setdefault(related["conversation"]["data"]["id"], []).append(message)
+    assert talks.keys() == RECORDS["conversations"].keys()
+    unanswered = 0
+    for conversation_id, messages in talks.items():
+        conversation = RECORDS["conversations"][conversation_id]
+        attributes = [message["attributes"] for message in messages]
+        customers = {m["relationships"]["customer"]["data"]["id"] for m in messages}
+        assert customers == {conversation["relationships"]["customer"]["data"]["id"]}
+        assert [a["channel"] for a in attributes] == len(messages) * (
+            conversation["attributes"]["channels"]
+        )
+        assert 2 <= len(messages) <= 12 and attributes[0]["directionType"] == "initial-in"
+        written = [a["createdAt"] for a in attributes]
+        assert written == sorted(written)
+        answers = [a for a in attributes if a["direction"] == "out"]
+        assert conversation["attributes"]["outboundMessageCount"] == len(answers)
+        unanswered += not answers
+    assert 5 < unanswered < len(talks) / 3
