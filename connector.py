@@ -19,6 +19,7 @@ import contextlib
 import difflib
 import gc
 import ipaddress
+import itertools
 import json
 import math
 import operator
@@ -29,7 +30,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as DeadlineError
 from dataclasses import astuple, dataclass, field, make_dataclass
 from datetime import datetime, timedelta, timezone
@@ -284,6 +285,8 @@ class Table:
     context in which search finds changed records, or None where it cannot. A `mirrored` table is
     read whole and truncated before it is delivered. `columns` are in the destination's order.
 
+    Where `search_is_documented` is false, search has to show that it knows the table.
+
     A table `on_request` is read when the setting `additional_tables` names it. `page_maximum` is
     how many records a page of its list may have. A table that `deactivates` has a second list, of
     the records that are no longer active: they stay rows, and their attribute `deactivated` is
@@ -297,6 +300,7 @@ class Table:
         object_name: str,
         columns: dict[str, Column],
         search: str | None = None,
+        search_is_documented: bool = True,
         mirrored: bool = False,
         on_request: bool = False,
         legacy_role: str | None = None,
@@ -310,6 +314,7 @@ class Table:
         self.role = f"org.permission.{object_name}.read (legacy {legacy_role})"
         self.columns = columns
         self.search = search
+        self.search_is_documented = search_is_documented
         self.mirrored = mirrored
         self.on_request = on_request
         # https://developer.kustomer.com/docs/concepts/pagination, read 2026-11-23.
@@ -347,6 +352,8 @@ CUSTOMERS = Table(
 COMPANIES = Table(
     "companies",
     object_name="company",
+    search="company",
+    search_is_documented=False,
     # https://developer.kustomer.com/api/core-resources
     columns={
         "id": RECORD_ID,
@@ -868,6 +875,14 @@ SETTINGS = (
         "How many records to request at once. Lists return at most 100, searches at most 500.",
     ),
     __number(
+        "api_utilization_percentage",
+        (10, 100),
+        90,
+        "API utilization in percent",
+        "Lists wait while more than this share of the organization's requests a minute is used, "
+        "by whomever. Searches have a limit of their own.",
+    ),
+    __number(
         "request_timeout_seconds",
         (1, 300),
         30,
@@ -1278,22 +1293,29 @@ class Page:
     when they say nothing; `total` is how many records Kustomer counts in all. `times` are the
     timestamps of a search's records.
 
-    Reading fills in the rest. `safe_until`: once this page is delivered, so is every change up to
-    here. `search_again`: this is a list's page, and the next sync has to search from `safe_until`.
-    `deleted` has the ids of the rows whose record is deleted; `skipped` counts records without an
-    id, `unreadable` values that are not what their column takes.
+    Reading fills in the rest. `ended`: this is the last page of its list. `safe_until`: once this
+    page is delivered, so is every change up to here. `search_again`: this is a list's page, and
+    the next sync has to search from `safe_until`. `deleted` has the ids of the rows whose record is
+    deleted; `skipped` counts records without an id, `unreadable` values that are not what their
+    column takes.
     """
 
     records: list
     more: bool | None = None
     total: int | None = None
     times: list[datetime] = field(default_factory=list)
+    ended: bool = False
     safe_until: datetime | None = None
     search_again: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
     deleted: set[str] = field(default_factory=set)
     skipped: int = 0
     unreadable: int = 0
+
+    def safe(self, until: datetime) -> "Page":
+        """Return this page, with the time up to which every change is safe once it is delivered."""
+        self.safe_until = until
+        return self
 
 
 class Rows:
@@ -1367,8 +1389,8 @@ def __read_ahead(client: "Client", pages: Iterator[Page]) -> Iterator[Page]:
             while (page := ahead.result()) is not None:
                 ahead = reader.submit(next, pages, None)
                 yield page
-        except GeneratorExit:
-            client.closed = True
+        except (GeneratorExit, KeyboardInterrupt):
+            client.closed.set()
             raise
 
 
@@ -1377,8 +1399,14 @@ def __table_pages(
 ) -> Iterator[Page]:
     """Yield a table's pages by search where that works, else from its list."""
     incremental = client.settings.enable_incremental_sync and not table.mirrored
-    trouble, reached = None, start
-    if table.search and incremental:
+    listed, trouble, reached = __list_pages(client, table), None, start
+    searched = bool(table.search) and incremental
+    if searched and not table.search_is_documented:
+        first = next(listed)
+        searched = not first.ended and __search_knows(client, table, first, start, end)
+        # The list goes on behind its first page, or search takes its place.
+        listed = itertools.chain([first], listed)
+    if searched:
         try:
             for page in __search_pages(client, table, start, end):
                 reached = page.safe_until
@@ -1386,7 +1414,7 @@ def __table_pages(
             return
         except SearchUnusableError as error:
             trouble = error
-    for page in __list_pages(client, table):
+    for page in listed:
         if trouble:
             # Not before the first page came: a key that lacks the table's own role is refused by
             # search as well, and the list's error names that role.
@@ -1397,6 +1425,24 @@ def __table_pages(
         if incremental:
             page.records = [record for record in page.records if __changed_since(record, start)]
         yield page
+
+
+def __search_knows(
+    client: "Client", table: Table, page: Page, start: datetime, end: datetime
+) -> bool:
+    """Return whether search finds the record of a page that was updated last, by that time."""
+    times = {__record_id(record): __updated_at(record) for record in page.records}
+    known = {record_id: at for record_id, at in times.items() if record_id and at}
+    if not known or start < end - __SEARCH_HORIZON:
+        return False
+    newest = max(known, key=lambda record_id: known[record_id])
+    moment = __whole_milliseconds(known[newest])
+    search = Search(client, table, end, settled=end - __OVERLAP)
+    try:
+        found = __search(search, Slice(moment, __later(moment, __MILLISECOND)))
+    except SearchUnusableError:
+        return False
+    return newest in map(__record_id, found.records)
 
 
 def __search_warning(table: Table, trouble: SearchUnusableError) -> str:
@@ -1469,23 +1515,39 @@ __SLICE_MAX_PARTS = 100
 __SLICE_CROWDED = 100
 # Stop after this many searches in a row without a new record: cutting does not help then.
 __SEARCH_MAX_EMPTY = 500
+# So many searches are under way at once, with so many pages waiting for those before them.
+__SEARCH_READERS = 4
+__SEARCH_MAX_PAGES_HELD = 12
+# What follows a sorted page is shared out when there are more than so many pages, as slices of so
+# many pages, as long as no more searches were in vain than this: some, and a share of the others.
+__SHARED_FROM_PAGES = 10
+__SHARED_PAGES_OF_SLICE = 2.5
+__SHARED_SPARE_SEARCHES = 7
+__SHARED_SPARE_SHARE = 0.25
 __MILLISECOND = timedelta(milliseconds=1)
 __DAY = timedelta(days=1)
 
 
 class Slice(NamedTuple):
-    """The changes from `low` up to, not including, `high`; without an end where that is None."""
+    """The changes from `low` up to, not including, `high`; without an end where that is None.
+
+    More records of one moment than a page holds are read page by page: `number` is the next page,
+    and `first_page` has the versions on page 1.
+    """
 
     low: datetime
     high: datetime | None = None
+    number: int = 1
+    first_page: frozenset = frozenset()
 
 
 @dataclass
 class Search:
     """The search for one table's changes.
 
-    `sorts` is whether search sorts, once known, `total` how many records it counted at first, and
-    `seen` which versions were on the page before.
+    `sorts` is whether search sorts, once known, and `total` how many records it counted at first.
+    `searches` counts requests, `records` what came on pages that were used, and `without_news` the
+    readings since the last one that found something new.
 
     `settled` is a time of which the search index has caught up with every change before: a record
     may show a later time than the one it was found by, but never one before `settled`.
@@ -1497,77 +1559,177 @@ class Search:
     settled: datetime
     sorts: bool | None = None
     total: int | None = None
-    seen: set = field(default_factory=set)
+    searches: int = 0
+    records: int = 0
+    without_news: int = 0
 
 
 def __search_pages(
     client: "Client", table: Table, start: datetime, end: datetime
 ) -> Iterator[Page]:
-    """Yield pages of every record changed since `start`, reading slice after slice.
+    """Yield pages of every record changed since `start`, in the order of their slices.
 
-    A slice that one page holds is delivered; of any other, what is certain, and the rest becomes
-    slices again. Records that change meanwhile move to later slices, so that none is missed. There
-    is no upper end: records dated ahead of the clock arrive as well.
+    There is no upper end: records dated ahead of the clock arrive as well.
     """
     if start < end - __SEARCH_HORIZON:
         raise SearchRefusedError("search covers only records updated in the last two years")
     search = Search(client, table, end, settled=end - __OVERLAP)
-    slices, without_news = [Slice(__whole_milliseconds(start))], 0
-    while slices:
-        part = slices.pop()
-        page = __search(search, part)
-        if not __more_match(search, part, page):
-            pages = [__deliverable(search, page, part.high or end)]
-        elif part.high and part.high - part.low <= __MILLISECOND:
-            pages = __moment_pages(search, part, page)
-        elif __sorts(search, part, page):
-            pages = __walk(search, part, page, slices)
-        else:
-            pages = __cut(search, part, page, slices)
-        without_news += 1
-        for found in pages:
-            without_news = 0 if found.records else without_news
-            found.safe_until, found.total = min(found.safe_until, end), search.total
-            yield found
-        if without_news > __SEARCH_MAX_EMPTY:
-            raise SearchUnusableError(f"{without_news} searches in a row returned nothing new")
+    delivered: dict[tuple, datetime] = {}
+    for page in __slices_in_order(search, Slice(__whole_milliseconds(start))):
+        versions = list(map(__version, page.records))
+        pairs = zip(page.records, versions)
+        page.records = [record for record, version in pairs if version not in delivered]
+        # What is not safe yet may come again.
+        delivered.update(zip(versions, page.times))
+        delivered = {version: at for version, at in delivered.items() if at >= page.safe_until}
+        search.without_news = 0 if page.records else search.without_news
+        page.safe_until, page.total = min(page.safe_until, end), search.total
+        yield page
 
 
-def __deliverable(search: Search, page: Page, safe_until: datetime) -> Page:
-    """Return a page without the records that were delivered with the pages just before it."""
-    versions = list(map(__version, page.records))
-    pairs = zip(page.records, versions)
-    page.records = [record for record, version in pairs if version not in search.seen]
-    page.safe_until, search.seen = safe_until, set(versions)
-    return page
+def __slices_in_order(search: Search, first: Slice) -> Iterator[Page]:
+    """Yield the pages of a slice, in the order of their times, reading several at once.
+
+    The line holds, in that order, slices to read, readings under way (futures), and pages. A
+    reading that has ended leaves its page and the slices that follow from it in its place.
+    """
+    line: list[Slice | Future | Page] = [first]
+    with __readers(search.client) as readers:
+        while line:
+            __start_readings(search, readers, line)
+            under_way = [entry for entry in line if __is_under_way(entry)]
+            wait(under_way, return_when=FIRST_COMPLETED)
+            line = [found for entry in line for found in __found(search, entry, line[0])]
+            while line and isinstance(line[0], Page):
+                yield line.pop(0)
 
 
-def __walk(search: Search, part: Slice, page: Page, slices: list[Slice]) -> list[Page]:
-    """Return the first page of a sorted slice, and put what follows it onto `slices`."""
-    low, high = part
+@contextlib.contextmanager
+def __readers(client: "Client") -> Iterator[ThreadPoolExecutor]:
+    """Yield the threads that search; at the end those still at work give up."""
+    readers = ThreadPoolExecutor(max_workers=__SEARCH_READERS)
+    try:
+        yield readers
+    finally:
+        was_closed = client.closed.is_set()
+        client.closed.set()
+        readers.shutdown(cancel_futures=True)
+        if not was_closed:
+            client.closed.clear()
+
+
+def __is_under_way(entry: Slice | Future | Page) -> bool:
+    return isinstance(entry, Future) and not entry.done()
+
+
+def __start_readings(
+    search: Search, readers: ThreadPoolExecutor, line: list[Slice | Future | Page]
+) -> None:
+    """Start reading the first slices of the line, as many as there are readers and room for."""
+    idle = __SEARCH_READERS - sum(map(__is_under_way, line))
+    room = __SEARCH_MAX_PAGES_HELD - sum(not isinstance(entry, Slice) for entry in line)
+    for place, entry in enumerate(line):
+        failed = isinstance(entry, Future) and entry.done()
+        if failed or not idle or (place and not room):
+            return
+        # What changes meanwhile moves to the end of time, which is therefore read last.
+        if isinstance(entry, Slice) and (entry.high or not place):
+            line[place] = readers.submit(__read_slice, search, entry)
+            idle, room = idle - 1, room - 1
+
+
+def __found(
+    search: Search, entry: Slice | Future | Page, first: Slice | Future | Page
+) -> list[Slice | Future | Page]:
+    """Return what takes an entry's place in the line. A reading that failed stays, until it is the
+    first: what comes before it is right."""
+    if (
+        not isinstance(entry, Future)
+        or not entry.done()
+        or (entry.exception() and entry is not first)
+    ):
+        return [entry]
+    pages, slices = entry.result()
+    search.without_news += 1
+    if search.without_news > __SEARCH_MAX_EMPTY:
+        raise SearchUnusableError(f"{search.without_news} searches in a row returned nothing new")
+    return [*pages, *slices]
+
+
+def __read_slice(search: Search, part: Slice) -> tuple[list[Page], list[Slice]]:
+    """Return what is certain of a slice, at most one page, and the slices that are left of it.
+
+    A slice that one page holds is delivered; of any other, what is certain, and the rest becomes
+    slices again. Records that change meanwhile move to later slices, so that none is missed.
+    """
+    page = __search(search, part, part.number)
+    if part.first_page:
+        pages, slices = __moment_page(part, page)
+    elif not __more_match(search, part, page):
+        pages, slices = [page.safe(part.high or search.end)], []
+    elif part.high and part.high - part.low <= __MILLISECOND:
+        pages, slices = [], [__last_page_of_moment(part, page)]
+    elif __sorts(search, part, page):
+        pages, slices = __walk(search, part, page)
+    else:
+        pages, slices = [], __cut(search, part, page)
+    with search.client.lock:
+        search.records += sum(len(page.records) for page in pages)
+    return pages, slices
+
+
+def __walk(search: Search, part: Slice, page: Page) -> tuple[list[Page], list[Slice]]:
+    """Return the first page of a sorted slice, and the slices that follow it."""
+    low, high = part.low, part.high
     settled = [at for at in page.times if at < search.settled]
+    recent = []
     if low < search.settled and len(settled) < len(page.times):
         # Some records were updated just now, and may have been found by an earlier time. So recent
         # changes are read apart.
         if high is None or high > search.settled:
-            slices.append(Slice(search.settled, high))
+            recent = [Slice(search.settled, high)]
             high = search.settled
             if not settled:
-                slices.append(Slice(low, high))
-                return []
+                return [], [Slice(low, high), *recent]
         elif not settled:
-            return __cut(search, part, page, slices)
+            return [], __cut(search, part, page)
     times = settled or page.times
     # Not the last one: its place in the index may be older than what it shows.
     resume = times[-2] if len(times) > 1 else times[-1]
     if resume > times[0]:
-        slices.append(Slice(resume, high))
+        rest = __shared_out(search, Slice(resume, high), page, resume - times[0])
     else:
         after = __later(resume, __MILLISECOND)
+        rest = [Slice(resume, after)]
         if high is None or high > after:
-            slices.append(Slice(after, high))
-        slices.append(Slice(resume, after))
-    return [__deliverable(search, page, resume)]
+            rest.append(Slice(after, high))
+    return [page.safe(resume)], rest + recent
+
+
+def __shared_out(search: Search, rest: Slice, page: Page, span: timedelta) -> list[Slice]:
+    """Return what follows a sorted page as slices that can be read at the same time, when there is
+    so much of it, else as one slice.
+
+    `span` is the time that the page covers. The slices are of equal length, a few pages each, by
+    the count of the whole; where the page is more crowded than that, by the page itself, and then
+    only as many as may turn out empty.
+    """
+    size, last = len(page.records), rest.high or search.settled
+    if page.total is None or page.total <= __SHARED_FROM_PAGES * size or last <= rest.low:
+        return [rest]
+    pages = (page.total - size) / size / __SHARED_PAGES_OF_SLICE
+    crowded = 2 * span * __SHARED_PAGES_OF_SLICE
+    length = max(min((last - rest.low) / pages, crowded), __MILLISECOND)
+    slices = min(math.ceil((last - rest.low) / length), __SLICE_MAX_PARTS)
+    spare = __SHARED_SPARE_SEARCHES + __SHARED_SPARE_SHARE * search.records / size
+    spare = int(spare + search.records / size - search.searches)
+    if length == crowded or spare < 2:
+        slices = min(slices, spare)
+    edges = [__whole_milliseconds(rest.low + place * length) for place in range(slices)]
+    edges = [rest.low, *edges[1:], last if rest.high is None else rest.high]
+    if rest.high is None:
+        edges.append(None)
+    return [Slice(*pair) for pair in zip(edges, edges[1:])] if slices > 1 else [rest]
 
 
 def __later(moment: datetime, span: timedelta) -> datetime:
@@ -1577,8 +1739,8 @@ def __later(moment: datetime, span: timedelta) -> datetime:
         raise SearchUnusableError("search returned too many records of the year 9999") from None
 
 
-def __moment_pages(search: Search, moment: Slice, first: Page) -> Iterator[Page]:
-    """Yield the pages of more records than one page holds that share one updatedAt.
+def __last_page_of_moment(moment: Slice, first: Page) -> Slice:
+    """Return the last page of more records than one page holds that share one updatedAt.
 
     Updating a record moves it to a later timestamp, so a past timestamp only ever loses records,
     and those behind a lost one move towards the first page. Read from the last page to the first,
@@ -1596,21 +1758,22 @@ def __moment_pages(search: Search, moment: Slice, first: Page) -> Iterator[Page]
         raise SearchUnusableError(
             f"more than {__SEARCH_MAX_PAGES} pages of records share one updatedAt"
         )
-    on_first, seen = __versions(first), set(search.seen)
-    for number in [*range(last, 1, -1), 1]:
-        page = __search(search, moment, number)
-        if number > 1 and not on_first.isdisjoint(__versions(page)):
-            raise SearchUnusableError("search returned the same record on two pages")
-        page.records = __new_records(page, seen)
-        seen |= __versions(page)
-        page.safe_until = moment.low if number > 1 else moment.high
-        yield page
+    return moment._replace(number=last, first_page=frozenset(__versions(first)))
 
 
-def __cut(search: Search, part: Slice, page: Page, slices: list[Slice]) -> list[Page]:
-    """Put the slices that an unsorted slice is cut into onto `slices`, the earliest last: as many
-    equal ones as Kustomer's count calls for. Nothing of its page is certain."""
-    low, high = part
+def __moment_page(moment: Slice, page: Page) -> tuple[list[Page], list[Slice]]:
+    """Return a page of the records that share one updatedAt, and the page before it, if any."""
+    if moment.number == 1:
+        return [page.safe(moment.high)], []
+    if not moment.first_page.isdisjoint(__versions(page)):
+        raise SearchUnusableError("search returned the same record on two pages")
+    return [page.safe(moment.low)], [moment._replace(number=moment.number - 1)]
+
+
+def __cut(search: Search, part: Slice, page: Page) -> list[Slice]:
+    """Return the slices that an unsorted slice is cut into: as many equal ones as Kustomer's count
+    calls for. Nothing of its page is certain."""
+    low, high = part.low, part.high
     if page.total is None:
         raise SearchUnusableError("search neither sorts nor counts what it finds")
     first, last = min(page.times), max(page.times)
@@ -1621,13 +1784,12 @@ def __cut(search: Search, part: Slice, page: Page, slices: list[Slice]) -> list[
     else:
         edges = __equal_parts(search, part, page)
     pairs = [pair for pair in zip(edges, edges[1:]) if pair[1] is None or pair[0] < pair[1]]
-    slices.extend(Slice(*pair) for pair in reversed(pairs))
-    return []
+    return [Slice(*pair) for pair in pairs]
 
 
 def __equal_parts(search: Search, part: Slice, page: Page) -> list[datetime | None]:
     """Return the edges of the parts that an unsorted slice is cut into."""
-    low, high = part
+    low, high = part.low, part.high
     if high is None:
         # Records dated ahead of the clock lie in steps that grow.
         known = [at for at in (search.settled, search.end) if at > low]
@@ -1698,6 +1860,8 @@ def __search(search: Search, part: Slice, number: int = 1, order: str = "asc") -
     if search.sorts is False:
         del body["sort"]
     size = __page_size(search.client, __SEARCH_PAGE_MAX_RECORDS)
+    with search.client.lock:
+        search.searches += 1
     try:
         page = __page(
             __SEARCH_PATH,
@@ -1734,7 +1898,7 @@ def __times_inside(search: Search, part: Slice, records: list) -> list[datetime]
     if None in times:
         raise SearchUnusableError("search returned a record without a readable updatedAt")
     times = [at if at.microsecond % 1000 == 0 else __whole_milliseconds(at) for at in times]
-    low, high = part
+    low, high = part.low, part.high
     late = [at for at in times if high <= at < search.settled] if high else []
     if late or times and min(times) < low:
         raise SearchUnusableError("search returned records outside the requested times")
@@ -1856,10 +2020,10 @@ def __overlapping_pages(listing: Listing) -> Iterator[Page]:
             page.more = True
         began = (number - 1) * size
         reached = began + len(page.records)
-        ended = __take_new(listing, page, reached)
+        __take_new(listing, page, reached)
         misses = 0 if page.records else misses
         yield page
-        if ended:
+        if page.ended:
             return
 
 
@@ -1901,8 +2065,8 @@ def __takes_size(listing: Listing, number: int, size: int) -> bool:
 
 def __numbered_pages(listing: Listing) -> Iterator[Page]:
     """Yield the pages of a list one after the other, of whatever size the server gives."""
-    number, read, ended = 0, 0, False
-    while not ended:
+    number, read, page = 0, 0, Page([])
+    while not page.ended:
         number += 1
         if number == 2:
             listing.client.warnings.append(
@@ -1912,12 +2076,12 @@ def __numbered_pages(listing: Listing) -> Iterator[Page]:
             )
         page = __list_page(listing, number)
         read += len(page.records)
-        ended = __take_new(listing, page, read)
+        __take_new(listing, page, read)
         yield page
 
 
-def __take_new(listing: Listing, page: Page, read: int) -> bool:
-    """Leave only new records on a page, and return whether the list ends with it.
+def __take_new(listing: Listing, page: Page, read: int) -> None:
+    """Leave only new records on a page, and note whether the list ends with it.
 
     `read` counts the records up to the end of this page. Without links, a page that brings nothing
     new is the end.
@@ -1935,10 +2099,9 @@ def __take_new(listing: Listing, page: Page, read: int) -> bool:
             f"GET {table.path} returned {__LIST_MAX_EMPTY_PAGES} pages in a row without a new "
             f"record and without an end; the list of {table.name} cannot be read."
         )
-    ended = not (page.records if page.more is None else page.more)
-    if ended:
+    page.ended = not (page.records if page.more is None else page.more)
+    if page.ended:
         __warn_of_shortfall(listing, page.total, read)
-    return ended
 
 
 def __warn_of_shortfall(listing: Listing, total: int | None, read: int) -> None:
@@ -1951,7 +2114,7 @@ def __warn_of_shortfall(listing: Listing, total: int | None, read: int) -> None:
         return
     remedy = (
         f"Use a key with the role {__SEARCH_ROLE}, so that changes are found by search."
-        if listing.table.search
+        if listing.table.search and listing.table.search_is_documented
         else "Ask Kustomer how to read the others."
     )
     listing.client.warnings.append(f"{name}: {found}. {remedy}")
@@ -1989,6 +2152,8 @@ __RATE_LIMIT_MAX_WAIT_SECONDS = 120.0
 __RATE_LIMIT_MAX_TOTAL_SECONDS = 900.0
 # Clients that wait for the same reset must not all come back in the same instant.
 __RATE_LIMIT_JITTER_SHARE = 0.05
+# How long lists wait when an answer does not say when the limit is reset.
+__SHARE_WAIT_SECONDS = 5.0
 # x-ratelimit-reset: at or above the first value it is epoch milliseconds, at or above the second
 # epoch seconds, below it seconds left.
 __EPOCH_MILLISECONDS_FROM = 1e11
@@ -2024,12 +2189,16 @@ class BearerAuth(requests.auth.AuthBase):
 
 @dataclass
 class Client:
-    """What the requests of one sync share: the connection, the settings and the counts.
+    """What the requests of one sync share: the connection, the settings and the counts. Several
+    threads use it; `lock` is for its counts.
 
     `warn` shows a warning that the user should act on, and `warnings` holds those of the reading
     thread until the main thread shows them. `clock_ahead` is how far this machine's clock is ahead
-    of Kustomer's, None before the first answer. `closed` ends the retries of a page that is being
-    read ahead when nobody wants it any more.
+    of Kustomer's, None before the first answer. `closed` ends the waits and retries of what is
+    being read ahead when nobody wants it any more.
+
+    `gate` is held while a request waits for the rate limit, so that no other is sent meanwhile, and
+    `waits_ended` counts these waits. Lists wait until `share_used_until`, a monotonic time.
     """
 
     session: requests.Session
@@ -2039,8 +2208,12 @@ class Client:
     requests_sent: int = 0
     seconds_waited: float = 0.0
     clock_ahead: timedelta | None = None
-    closed: bool = False
+    closed: threading.Event = field(default_factory=threading.Event)
     last_log_at: float = field(default_factory=lambda: time.monotonic())
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    gate: threading.Lock = field(default_factory=threading.Lock)
+    waits_ended: int = 0
+    share_used_until: float = 0.0
 
 
 @contextlib.contextmanager
@@ -2056,7 +2229,7 @@ def open_client(settings: Settings, warn: Callable[[str], None] | None = None):
         try:
             yield client
         finally:
-            client.closed = True
+            client.closed.set()
 
 
 def __show_warnings(client: Client) -> None:
@@ -2147,12 +2320,20 @@ def execute_api_request(
             return execute_api_request(endpoint, api_key, params, body=body, client=own)
     request = f"{'GET' if body is None else 'POST'} {endpoint}"
     failures, limits, waited = 0, 0, 0.0
+    if body is None:
+        __leave_others_their_share(client, request)
     while True:
+        with client.gate:
+            waits_ended = client.waits_ended
         try:
             return __exchange(client, endpoint, params, body)
         except RateLimitError as limit:
-            waited += __handle_rate_limit(client, request, limit.args[0], limits, waited)
-            limits += 1
+            with client.gate:
+                # One wait is that of all requests that are under way.
+                if client.waits_ended == waits_ended:
+                    waited += __handle_rate_limit(client, request, limit.args[0], limits, waited)
+                    limits += 1
+                    client.waits_ended += 1
         except TryAgainError as trouble:
             __handle_request_error(client, request, str(trouble), failures)
             failures += 1
@@ -2175,7 +2356,8 @@ def __exchange(client: Client, path: str, params: dict | None, body: dict | None
             # In larger pieces than requests itself reads, which costs a good part of parsing.
             return response, b"".join(response.iter_content(__READ_BYTES))
 
-    client.requests_sent += 1
+    with client.lock:
+        client.requests_sent += 1
     with __debug_line(settings, f"{method} {path} page {(params or {}).get('page', 1)}") as notes:
         try:
             response, content = __within(
@@ -2189,6 +2371,8 @@ def __exchange(client: Client, path: str, params: dict | None, body: dict | None
             # Raised out here, away from an exception that holds the request, and so the key.
             raise TryAgainError(f"{urlsplit(settings.base_url).hostname}: {cause}")
         __note_clock(client, response.headers.get("Date"))
+        if body is None:
+            __note_share(client, response.headers)
         left = response.headers.get("x-ratelimit-remaining", "unknown")
         notes += [f"status {response.status_code}", f"budget left {left:.20}"]
         payload = __read_answer(response, content, f"{method} {path}", settings.api_key)
@@ -2294,7 +2478,7 @@ def __handle_rate_limit(
 
     Raises SyncStoppedError when the request has waited as long as it may.
     """
-    if waited >= __RATE_LIMIT_MAX_TOTAL_SECONDS or client.closed:
+    if waited >= __RATE_LIMIT_MAX_TOTAL_SECONDS or client.closed.is_set():
         raise SyncStoppedError(
             f"{request} was answered 429 (rate limit) for {waited / 60:.0f} minutes. Other keys "
             "and apps of the organization share its limit; the next sync goes on from here."
@@ -2306,9 +2490,46 @@ def __handle_rate_limit(
         seconds += random.uniform(0, __RATE_LIMIT_JITTER_SHARE * seconds)
     seconds = min(seconds, __RATE_LIMIT_MAX_WAIT_SECONDS)
     __log_now_and_then(client, f"{request}: waiting {seconds:.1f} s for the rate limit.", seconds)
-    client.seconds_waited += seconds
-    time.sleep(seconds)
+    __wait(client, seconds)
     return seconds
+
+
+def __wait(client: Client, seconds: float) -> None:
+    """Wait, and count it; the wait ends early when nobody needs the requests any more."""
+    with client.lock:
+        client.seconds_waited += seconds
+    client.closed.wait(seconds)
+
+
+def __note_share(client: Client, headers) -> None:
+    """Note until when the next lists have to wait, by what an answer says of the organization's
+    budget, which agents' apps share.
+
+    Source: https://developer.kustomer.com/docs/concepts/rate-limits.
+    """
+    limit, left = (
+        __header_number(headers.get(f"x-ratelimit-{name}")) for name in ("limit", "remaining")
+    )
+    client.share_used_until = 0.0
+    kept = 1 - client.settings.api_utilization_percentage / 100
+    if limit is not None and left is not None and left < kept * limit:
+        seconds = __seconds_until_reset(headers) or __SHARE_WAIT_SECONDS
+        seconds = min(seconds, __RATE_LIMIT_MAX_WAIT_SECONDS)
+        client.share_used_until = time.monotonic() + seconds
+
+
+def __leave_others_their_share(client: Client, request: str) -> None:
+    """Wait when the last list found less of the organization's budget than others may need."""
+    seconds = client.share_used_until - time.monotonic()
+    if seconds > 0:
+        share = client.settings.api_utilization_percentage
+        __log_now_and_then(
+            client,
+            f"{request}: waiting {seconds:.1f} s, because {share} % of the organization's "
+            "requests are used.",
+            seconds,
+        )
+        __wait(client, seconds)
 
 
 def __seconds_until_reset(headers) -> float | None:
@@ -2352,7 +2573,7 @@ def __backoff_seconds(earlier_failures: int) -> float:
 
 def __handle_request_error(client: Client, request: str, cause: str, failures: int) -> None:
     """Wait before the next retry, or raise KustomerError when there is none left."""
-    if client.closed:
+    if client.closed.is_set():
         raise SyncStoppedError(f"{request} was given up: nothing asks for its answer any more.")
     if failures >= client.settings.retry_attempts:
         times = f" {failures + 1} times. The last error was" if failures else ""
@@ -2360,9 +2581,7 @@ def __handle_request_error(client: Client, request: str, cause: str, failures: i
             f"{request} failed{times}: {cause}. If this persists, check whether Kustomer is up, "
             "raise retry_attempts or request_timeout_seconds, or lower max_records_per_page."
         )
-    seconds = __backoff_seconds(failures)
-    client.seconds_waited += seconds
-    time.sleep(seconds)
+    __wait(client, __backoff_seconds(failures))
 
 
 # --------------------------------------------------------------------------------------------
@@ -2546,7 +2765,7 @@ def __search_customers(client: Client) -> None:
     except SearchUnusableError as error:
         reason = str(error).rstrip(".")
         tables = __wanted(client.settings.additional_tables)
-        searched = ", ".join(table.name for table in tables if table.search)
+        searched = ", ".join(t.name for t in tables if t.search and t.search_is_documented)
         client.warnings.append(
             f"{reason}. Without search, every sync reads the whole lists of: {searched}."
         )

@@ -45,9 +45,10 @@ class MockKustomer:
         ceiling: how many requests it answers; every further one gets 410, so that a client that
             never ends fails instead.
 
-    `store` reads and changes the records. `exchanges` has every request in order. `before_answer`,
-    when set, is called with each Request before it is answered; `rewrite`, when set, with each
-    Request and Answer, and returns the Answer to send.
+    `store` reads and changes the records. `exchanges` has every request in order. `on_arrival`,
+    when set, is called with each Request, several at the same time, and may hold it back.
+    `before_answer`, when set, is called with each Request before it is answered; `rewrite`, when
+    set, with each Request and Answer, and returns the Answer to send.
 
     Raises PortTakenError when the port is in use.
     """
@@ -67,6 +68,7 @@ class MockKustomer:
         self.store = Store(records or {}, self.behaviour)
         self.api_key, self.compress, self._ceiling = api_key, compress, ceiling
         self.exchanges: List[Exchange] = []
+        self.on_arrival: Optional[Callable[[Request], None]] = None
         self.before_answer: Optional[Callable[[Request], None]] = None
         self.rewrite: Optional[Callable[[Request, Answer], Answer]] = None
         self._api = Api(self.store, self.behaviour, api_key)
@@ -115,6 +117,8 @@ class MockKustomer:
 
     def exchange(self, request: Request) -> "tuple[Optional[Answer], List[Fault]]":
         """Return the answer to a request and the faults it meets; for the handler."""
+        if self.on_arrival:
+            self.on_arrival(request)
         with self._lock:
             self._arrived += 1
             if self._ceiling is not None and self._arrived > self._ceiling:

@@ -10,7 +10,7 @@ from tests.support import Destination
 def waits(monkeypatch) -> list:
     """Replace every wait of the connector by a note of its seconds."""
     noted: list = []
-    monkeypatch.setattr(connector.time, "sleep", noted.append)
+    monkeypatch.setattr(connector, "__wait", lambda _client, seconds: noted.append(seconds))
     return noted
 
 

@@ -69,12 +69,13 @@ def test_a_sync_uses_its_rate_limit_window_by_window(destination, monkeypatch):
     clock = [connector.time.time()]
     monkeypatch.setattr(connector.time, "time", lambda: clock[0])
     monkeypatch.setattr(
-        connector.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds)
+        connector, "__wait", lambda _, seconds: clock.__setitem__(0, clock[0] + seconds)
     )
     with mock(RECORDS, search_limit=10, window_seconds=60.0) as server:
         sync(server, destination, max_records_per_page="20")
         assert_mirrors(destination, server)
         refused = [exchange for exchange in server.exchanges if exchange.outcome == "429"]
         searches = [r for r in server.requests if r.method == "POST"]
-    # A refusal for each window that was filled, and no request while one is waited out.
-    assert len(refused) == (len(searches) - len(refused) - 1) // 10
+    windows = (len(searches) - len(refused) - 1) // 10
+    # At most one refusal for each reader and window, and no request while one is waited out.
+    assert windows <= len(refused) <= 4 * windows

@@ -34,13 +34,18 @@ def test_every_setting_but_the_key_has_its_documented_default():
         enable_debug_logging=False,
         base_url="https://api.kustomerapp.com",
         additional_tables=(),
+        api_utilization_percentage=90,
     )
 
 
 def test_the_template_has_the_seeds_keys_and_fails_for_want_of_a_key_only():
     template = json.loads((PROJECT / "configuration.json").read_text())
     names = {setting.name for setting in connector.SETTINGS}
-    assert template.keys() == names - {"base_url", "additional_tables"}
+    assert template.keys() == names - {
+        "base_url",
+        "additional_tables",
+        "api_utilization_percentage",
+    }
     with pytest.raises(ValueError, match="^The configuration needs changes. api_key: is required"):
         connector.validate_configuration(template)
     assert connector.validate_configuration({**template, "api_key": KEY}) == settings()

@@ -1,0 +1,91 @@
+"""Lists leave agents' apps their share of the organization's requests."""
+
+import pytest
+
+import connector
+from mock_server import make_records
+from tests.expected import assert_mirrors
+from tests.support import mock, sync
+
+RECORDS = make_records(customers=20, companies=900, brands=2, messages=20)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list:
+    """Return a clock of one time, which passes only while the connector waits, and its waits."""
+    now, waited = [connector.time.time()], []
+
+    def wait(_client, seconds):
+        waited.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(connector.time, "time", lambda: now[0])
+    monkeypatch.setattr(connector.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(connector, "__wait", wait)
+    return waited
+
+
+def test_a_list_that_meets_less_than_a_tenth_of_the_budget_waits_for_its_reset_and_ends(
+    destination, clock
+):
+    with mock(RECORDS, org_limit=10, window_seconds=60, reset_on_every_answer=True) as server:
+        sync(server, destination)
+        assert_mirrors(destination, server)
+        refused = [exchange for exchange in server.exchanges if exchange.outcome == "429"]
+    # Ten requests a minute: the tenth leaves nothing, and the next one waits for the minute's end.
+    assert clock and all(50 < seconds <= 61 for seconds in clock)
+    assert refused == []
+
+
+@pytest.mark.parametrize(("share", "left", "waits"), [("90", 9, True), ("90", 10, False)])
+@pytest.mark.parametrize("reset", [True, False])
+def test_the_share_that_is_left_decides(share, left, waits, reset, destination, clock):
+    def set_headers(request, answer):
+        headers = {"x-ratelimit-limit": "100", "x-ratelimit-remaining": str(left)}
+        if reset:
+            headers["x-ratelimit-reset"] = "7"
+        return answer._replace(headers=headers)
+
+    with mock(RECORDS) as server:
+        server.rewrite = set_headers
+        sync(server, destination, api_utilization_percentage=share)
+        assert_mirrors(destination, server)
+        lists = [request for request in server.requests if request.method == "GET"]
+    # Not before the first request, and not after the last one.
+    assert clock == ([7 if reset else 5] * (len(lists) - 1) if waits else [])
+
+
+@pytest.mark.parametrize("share", ["100", "90"])
+def test_at_a_hundred_percent_no_list_waits(share, destination, clock):
+    def set_headers(request, answer):
+        headers = {"x-ratelimit-limit": "1000", "x-ratelimit-remaining": "0"}
+        return answer._replace(headers=headers)
+
+    with mock(RECORDS) as server:
+        server.rewrite = set_headers
+        sync(server, destination, api_utilization_percentage=share)
+        assert_mirrors(destination, server)
+    assert bool(clock) is (share != "100")
+
+
+def test_searches_are_not_held_back(destination, clock):
+    records = make_records(messages=300, same_moment=0)
+    with mock(records, search_limit=10**6) as server:
+
+        def use_up(request, answer):
+            headers = {"x-ratelimit-limit": "100", "x-ratelimit-remaining": "1"}
+            return answer._replace(headers=headers) if request.method == "POST" else answer
+
+        server.rewrite = use_up
+        sync(server, destination, max_records_per_page="20")
+        assert_mirrors(destination, server)
+    assert clock == []
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-ratelimit-limit": "x", "x-ratelimit-remaining": "0"}])
+def test_answers_that_do_not_say_what_is_left_hold_nothing_back(headers, destination, clock):
+    with mock(RECORDS) as server:
+        server.rewrite = lambda request, answer: answer._replace(headers=headers)
+        sync(server, destination)
+        assert_mirrors(destination, server)
+    assert clock == []

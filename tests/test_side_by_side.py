@@ -1,0 +1,213 @@
+"""Searches under way at the same time, and what they share."""
+
+import threading
+import time
+from unittest import mock as patching
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import connector
+from mock_server import Fault, make_records
+from mock_server.records import time_text
+from tests.expected import assert_mirrors, source_rows
+from tests.support import Destination, mock, searches, sync
+
+# A page has at least 20 records, so that these fill twenty-five.
+MESSAGES = make_records(messages=500, same_moment=0, seed=2)
+SMALL_PAGES = {"max_records_per_page": "20"}
+
+
+class Together:
+    """Holds back the searches of a mock until so many of them are under way, or none comes any
+    more; `most` is how many there were."""
+
+    def __init__(self, server, wanted: int):
+        self.most, self._under_way, self._wanted = 0, 0, wanted
+        self._changed = threading.Condition()
+        server.on_arrival = self.hold
+
+    def hold(self, request) -> None:
+        if request.method != "POST":
+            return
+        with self._changed:
+            self._under_way += 1
+            self.most = max(self.most, self._under_way)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._under_way >= self._wanted, timeout=0.05)
+            self._under_way -= 1
+
+
+def test_a_long_table_is_searched_by_four_readers_and_never_by_more(destination):
+    with mock(MESSAGES) as server:
+        together = Together(server, wanted=4)
+        sync(server, destination, **SMALL_PAGES)
+        assert_mirrors(destination, server)
+    assert together.most == 4
+
+
+def test_a_table_of_ten_pages_is_searched_by_one_reader(destination):
+    with mock(make_records(messages=195, same_moment=0)) as server:
+        together = Together(server, wanted=2)
+        sync(server, destination, **SMALL_PAGES)
+        assert_mirrors(destination, server)
+    assert together.most == 1
+
+
+@pytest.mark.parametrize(
+    "spread",
+    [
+        lambda place: place * 10_000_000,
+        lambda place: place,
+        lambda place: (place % 5) * 400_000_000 + place,
+        lambda place: int(place**3.3),
+        lambda place: 2_000_000_000 + place if place > 250 else place * 5_000_000,
+        lambda place: place // 45 * 300_000_000,
+    ],
+    ids=["even", "one burst", "five bursts", "ever rarer", "even and a burst", "tied groups"],
+)
+def test_searching_side_by_side_takes_few_more_searches_than_there_are_pages(spread, destination):
+    records = make_records(messages=2500, same_moment=0, seed=3)
+    begin = connector.get_time_range()["start"]
+    begin = connector.datetime.fromisoformat(begin.replace("Z", "+00:00"))
+    for place, record in enumerate(records["messages"].values()):
+        moment = begin + connector.timedelta(days=30, milliseconds=spread(place) / 5)
+        record["attributes"]["updatedAt"] = time_text(moment)
+    with mock(records) as server:
+        sync(server, destination, max_records_per_page="50")
+        assert_mirrors(destination, server)
+        number = sum(r.body["queryContext"] == "message" for r in searches(server))
+    assert number <= 1.35 * 2500 / 50 + 8
+    assert len(destination.delivered) <= 2500 * 1.06
+
+
+def test_the_rows_come_in_the_order_of_their_times_and_the_cursor_only_moves_on(destination):
+    with mock(MESSAGES) as server, patching.patch.object(connector, "__CHECKPOINT_EVERY_ROWS", 1):
+        sync(server, destination, **SMALL_PAGES)
+        rows = destination.rows["messages"]
+    cursors = [
+        state["unfinished"]["messages"]
+        for state in destination.states[:-1]
+        if "messages" in state["unfinished"]
+    ]
+    assert len(cursors) > 20 and cursors == sorted(cursors)
+    times = [rows[record_id]["updated_at"] for _, record_id in destination.delivered]
+    assert times == sorted(times)
+
+
+def test_a_reader_that_fails_stops_the_others_after_what_came_before_it(destination):
+    ids = [record_id for record_id in MESSAGES["messages"]]
+    by_time = sorted(ids, key=lambda i: MESSAGES["messages"][i]["attributes"]["updatedAt"])
+    with mock(MESSAGES) as server:
+
+        def spoil(request, answer):
+            data = answer.payload.get("data")
+            if request.method == "POST" and by_time[300] in {r["id"] for r in data}:
+                answer.payload["data"] = "no list"
+            return answer
+
+        server.rewrite = spoil
+        sync(server, destination, **SMALL_PAGES)
+        assert_mirrors(destination, server)
+        (warning,) = destination.warnings
+    assert "messages: /v1/customers/search answered without a list of records" in warning
+    safe = destination.state["unfinished"]["messages"]
+    moments = [MESSAGES["messages"][i]["attributes"]["updatedAt"] for i in by_time]
+    assert moments[200] < safe <= moments[300]
+
+
+def test_a_search_is_retried_beside_the_others(destination):
+    with mock(MESSAGES) as server:
+        server.order(Fault("503", rate=0.3))
+        sync(server, destination, retry_attempts="10", **SMALL_PAGES)
+        assert_mirrors(destination, server)
+    assert destination.warnings == []
+
+
+def test_one_wait_for_the_rate_limit_is_the_wait_of_all_readers(destination, monkeypatch):
+    clock = [time.time()]
+    waited: list = []
+
+    def wait(_client, seconds):
+        waited.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(connector.time, "time", lambda: clock[0])
+    monkeypatch.setattr(connector, "__wait", wait)
+    with mock(MESSAGES, search_limit=12, window_seconds=60.0) as server:
+        sync(server, destination, **SMALL_PAGES)
+        assert_mirrors(destination, server)
+        refused = [exchange for exchange in server.exchanges if exchange.outcome == "429"]
+        answered = len(searches(server)) - len(refused)
+    windows = (answered - 1) // 12
+    assert len(waited) == windows
+    # Each reader may have one search under way when the window is used up.
+    assert len(refused) <= 4 * windows
+
+
+def test_all_requests_are_counted(destination, capsys):
+    with mock(MESSAGES) as server:
+        sync(server, destination, **SMALL_PAGES)
+        number = len(server.requests)
+    assert f"Kustomer sync: 500 rows upserted, 0 rows deleted, {number} requests" in (
+        capsys.readouterr().out
+    )
+
+
+def test_the_destination_is_called_from_one_thread_only(destination, monkeypatch):
+    threads = set()
+    upsert = destination.upsert
+
+    def note(table, row):
+        threads.add(threading.get_ident())
+        upsert(table, row)
+
+    monkeypatch.setattr(destination, "upsert", note)
+    with mock(MESSAGES) as server:
+        sync(server, destination, **SMALL_PAGES)
+    assert threads == {threading.get_ident()}
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    moves=st.lists(
+        st.tuples(
+            st.integers(1, 45),
+            st.sampled_from(["change", "change", "delete", "erase"]),
+            st.floats(0, 1, exclude_max=True),
+        ),
+        max_size=60,
+    ),
+    sorts=st.booleans(),
+    shows_current=st.booleans(),
+)
+def test_whatever_moves_while_several_readers_search_every_record_arrives(
+    moves, sorts, shows_current
+):
+    destination = Destination()
+    contexts = frozenset({"customer", "message"} if sorts else {"customer"})
+    with mock(MESSAGES, sort_contexts=contexts, shows_current=shows_current) as server:
+
+        def move(request):
+            for at, kind, place in moves:
+                if at != len(server.requests):
+                    continue
+                keys = server.store.keys("messages")
+                record_id = keys[int(place * len(keys))][1]
+                if kind == "change":
+                    server.store.change("messages", record_id, status="moved")
+                else:
+                    getattr(server.store, kind)("messages", record_id)
+
+        server.before_answer = move
+        with patching.patch.object(connector, "op", destination):
+            sync(server, destination, **SMALL_PAGES)
+            server.before_answer = None
+            sync(server, destination, **SMALL_PAGES)
+        live, known = destination.live("messages"), server.store.records("messages")
+        source = source_rows(server, "messages")
+        assert {row_id: live.get(row_id) for row_id in source} == source
+        # What was erased leaves no trace.
+        assert not {row_id for row_id in live.keys() - source.keys() if row_id in known}
+    assert destination.warnings == []
