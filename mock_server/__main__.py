@@ -6,7 +6,7 @@ python -m mock_server [options] -- COMMAND ...
 
 import argparse
 import json
-import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +22,7 @@ from mock_server.behaviour import (
     USER_LISTS,
     Behaviour,
 )
-from mock_server.faults import KINDS, parse_fault
+from mock_server.faults import KINDS, PARTS, Fault, parse_fault
 from mock_server.records import TABLES, make_records
 from mock_server.server import API_KEY, MockKustomer, PortTakenError
 
@@ -42,8 +42,49 @@ def _words(text: str) -> FrozenSet[str]:
     return frozenset(filter(None, text.split(",")))
 
 
+def _at_least(lowest: float, highest: float = 10**9, read: Callable = int) -> Callable:
+    """Return a reader of numbers that refuses any beyond its limits."""
+
+    def number(text: str):
+        try:
+            value = read(text)
+        except ValueError:
+            value = None
+        if value is None or not lowest <= value <= highest:
+            upper = f" to {highest}" if highest < 10**9 else " or more"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of {lowest}{upper}")
+        return value
+
+    return number
+
+
 def _numbers(text: str) -> FrozenSet[int]:
-    return frozenset(map(int, _words(text)))
+    return frozenset(map(_at_least(1), _words(text)))
+
+
+def _fault(text: str) -> Fault:
+    try:
+        return parse_fault(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _own_file(text: str) -> Path:
+    """Return a path that the mock may write: a new file, or one that it wrote itself."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    try:
+        written_here = json.loads(path.read_text())["base_url"].startswith("http://127.0.0.1:")
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        written_here = False
+    if not written_here:
+        raise argparse.ArgumentTypeError(
+            f"{path} exists and was not written by the mock; choose another name"
+        )
+    return path
 
 
 def _words_of(*allowed: str) -> Callable[[str], FrozenSet[str]]:
@@ -61,7 +102,9 @@ def _words_of(*allowed: str) -> Callable[[str], FrozenSet[str]]:
 
 
 _SWITCH = {"action": argparse.BooleanOptionalAction}
-_NUMBER, _SECONDS = {"type": int, "metavar": "N"}, {"type": float, "metavar": "SECONDS"}
+_NUMBER = {"type": _at_least(1), "metavar": "N"}
+_SECONDS = {"type": _at_least(0, read=float), "metavar": "SECONDS"}
+_ANY_SECONDS = {"type": _at_least(-(10**9), read=float), "metavar": "SECONDS"}
 # An option for each field of Behaviour but the roles: what argparse is told, and the help.
 _BEHAVIOUR_OPTIONS = {
     "missing_role_status": (
@@ -101,7 +144,10 @@ _BEHAVIOUR_OPTIONS = {
         "deactivated users: on a list of their own, or on that of all users",
     ),
     "list_window": (_NUMBER, "lists end at so many records"),
-    "list_window_status": (_NUMBER, "status of the pages beyond, which are empty otherwise"),
+    "list_window_status": (
+        {"type": _at_least(400, 599), "metavar": "STATUS"},
+        "status of the pages beyond, which are empty otherwise",
+    ),
     "large_pages": (
         {"choices": ("clamp", "refuse")},
         "what becomes of a pageSize over the documented maximum",
@@ -120,39 +166,57 @@ _BEHAVIOUR_OPTIONS = {
     "window_seconds": (_SECONDS, "length of a window"),
     "rate_limit_reset": ({"choices": RESETS}, "how a refusal says when its window ends"),
     "reset_on_every_answer": (_SWITCH, "every answer says when its window ends"),
-    "clock_offset_seconds": (_SECONDS, "Kustomer's clock against this machine's"),
+    "clock_offset_seconds": (_ANY_SECONDS, "Kustomer's clock against this machine's"),
 }
 
 
+def _explained(words: dict) -> str:
+    return "\n".join(f"  {word:<10} {meaning}" for word, meaning in words.items())
+
+
 def _parser() -> argparse.ArgumentParser:
+    parts = {name: meaning for name, (_, meaning) in PARTS.items()}
     parser = argparse.ArgumentParser(
         prog="python -m mock_server",
-        description="A Kustomer API on 127.0.0.1. After -- a command that runs beside it, with "
-        "KUSTOMER_BASE_URL and KUSTOMER_API_KEY in its environment.",
+        usage="%(prog)s [options] [-- COMMAND ...]",
+        description="A Kustomer API on 127.0.0.1 with made-up records. After -- a command that "
+        "runs beside it; the exit code is the command's.",
+        epilog=f"faults (KIND):\n{_explained(KINDS)}\n\nparts of a fault:\n{_explained(parts)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--port", type=int, default=0, help="default: any free port")
+    parser.add_argument(
+        "--port", type=_at_least(0, 65535), default=0, help="default: any free port"
+    )
     parser.add_argument("--api-key", default=API_KEY, help="the key it knows")
     parser.add_argument("--seed", type=int, default=1, help="of the records and the faults")
-    parser.add_argument("--days", type=int, default=60, help="how far updatedAt reaches back")
+    parser.add_argument(
+        "--days", type=_at_least(1), default=60, help="how far updatedAt reaches back"
+    )
     for table, number in _DEFAULT_COUNTS.items():
-        parser.add_argument(f"--{table}", type=int, default=number, help=f"default: {number}")
+        parser.add_argument(
+            f"--{table}", type=_at_least(0), default=number, help=f"default: {number}"
+        )
     parser.add_argument(
         "--same-moment",
-        type=int,
+        type=_at_least(0),
         default=700,
         metavar="N",
         help="messages that share one updatedAt",
     )
     parser.add_argument(
-        "--configuration", type=Path, metavar="FILE", help="write a connector configuration here"
+        "--configuration",
+        type=_own_file,
+        metavar="FILE",
+        help="write a configuration for the connector to this file, which must be new or an "
+        "earlier one of the mock's",
     )
     parser.add_argument(
         "--fault",
-        type=parse_fault,
+        type=_fault,
         action="append",
         default=[],
-        metavar="KIND[:rate=,after=,times=,path=,seconds=]",
-        help=f"KIND is one of {', '.join(KINDS)}",
+        metavar="KIND[:PART=VALUE,...]",
+        help="a fault, such as 503:rate=0.05; see below. May be given more than once",
     )
     parser.add_argument(
         "--without-role",
@@ -192,34 +256,32 @@ def _server(options: argparse.Namespace) -> MockKustomer:
     return server
 
 
-def _run_beside(server: MockKustomer, command: List[str]) -> int:
-    environment = {
-        **os.environ,
-        "KUSTOMER_BASE_URL": server.url,
-        "KUSTOMER_API_KEY": server.api_key,
-    }
+def _run_beside(command: List[str]) -> int:
+    """Run a command to its end and return its exit code."""
     try:
-        child = subprocess.Popen(command, env=environment)
+        child = subprocess.Popen(command)
     except OSError as error:
         print(f"{command[0]}: {error.strerror}", file=sys.stderr)
         return 127
-    while True:
-        try:
-            code = child.wait()
-            return 128 - code if code < 0 else code
-        except KeyboardInterrupt:
-            # Ctrl-C reaches the command as well; its own end decides.
-            continue
+    # Ctrl-C reaches the command as well, and its own end decides.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    code = child.wait()
+    return 128 - code if code < 0 else code
 
 
 def _run_alone(server: MockKustomer) -> int:
+    """Run until Ctrl-C or a request to end."""
+    stopped = threading.Event()
+    # An event, because an exception would be raised in whatever runs at that moment.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
     held = ", ".join(f"{server.store.count(table)} {table}" for table in TABLES)
     print(f"Kustomer mock at {server.url} with API key {server.api_key}: {held}.", flush=True)
     print("Ctrl-C stops it.", flush=True)
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        print("\nStopped.")
+    while not stopped.wait(1.0):
+        """A wait without an end cannot be interrupted on Windows."""
+    print("\nStopped.")
     return 0
 
 
@@ -235,8 +297,11 @@ def main(arguments: List[str]) -> int:
     if options.configuration:
         options.configuration.write_text(json.dumps(server.configuration(), indent=2) + "\n")
     with server:
-        return _run_beside(server, command) if command else _run_alone(server)
+        return _run_beside(command) if command else _run_alone(server)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("\nStopped.")

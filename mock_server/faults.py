@@ -2,21 +2,46 @@
 
 import random
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import Callable, Dict, List, Optional
 
-KINDS = (
-    "latency",
-    "429",
-    "500",
-    "502",
-    "503",
-    "timeout",
-    "reset",
-    "truncated",
-    "html",
-    "timed_out",
-    "drip",
-)
+_STATUS = "answers with this status"
+# What can be ordered, and what it does to a request.
+KINDS = {
+    "latency": "answers as usual after a delay of SECONDS",
+    "429": "refuses as if the rate limit were used up",
+    "500": _STATUS,
+    "502": _STATUS,
+    "503": _STATUS,
+    "timeout": "keeps the connection open for SECONDS without an answer, and closes it",
+    "reset": "resets the connection",
+    "truncated": "sends half of the answer",
+    "html": "answers with status 200 and an HTML page",
+    "timed_out": "answers with a part of the records and meta.timed_out",
+    "drip": "sends the answer byte by byte, one each SECONDS",
+}
+
+
+def _number(read: Callable[[str], float], lowest: float, highest: float) -> Callable:
+    """Return a reader of a number within limits, which raises ValueError for any other text."""
+
+    def within(text: str):
+        value = read(text)
+        if not lowest <= value <= highest:
+            raise ValueError
+        return value
+
+    return within
+
+
+_MANY = 10**9
+# The parts of an order: what reads each, and what it takes.
+PARTS = {
+    "rate": (_number(float, 0, 1), "the share of requests that it meets, 0 to 1 (default 1)"),
+    "after": (_number(int, 0, _MANY), "how many requests are left alone first (default 0)"),
+    "times": (_number(int, 0, _MANY), "how many requests it meets at most (default: no limit)"),
+    "path": (str, "only requests whose path ends with this (default: all)"),
+    "seconds": (_number(float, 0, _MANY), "how long it takes, 0 or more (default 0)"),
+}
 
 
 @dataclass
@@ -54,13 +79,16 @@ def parse_fault(text: str) -> Fault:
     Raises ValueError saying what an order looks like.
     """
     kind, _, options = text.partition(":")
-    readers = {"rate": float, "after": int, "times": int, "path": str, "seconds": float}
     values = {}
     for option in filter(None, options.split(",")):
         name, _, value = option.partition("=")
-        if name not in readers:
-            raise ValueError(f"a fault takes {', '.join(readers)}, not {name!r}")
-        values[name] = readers[name](value)
+        if name not in PARTS:
+            raise ValueError(f"a fault takes {', '.join(PARTS)}, not {name!r}")
+        read, meaning = PARTS[name]
+        try:
+            values[name] = read(value)
+        except ValueError:
+            raise ValueError(f"{name}={value}: {name} is {meaning}") from None
     return Fault(kind, **values)
 
 

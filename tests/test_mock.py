@@ -18,6 +18,7 @@ import requests
 
 from mock_server import Behaviour, Fault, MockKustomer, PortTakenError, make_records
 from mock_server.behaviour import ROLES, SEARCH_ROLE
+from mock_server.faults import KINDS, PARTS
 from mock_server.records import TABLES, time_text
 from tests import schemas
 from tests.support import mock
@@ -618,12 +619,14 @@ def run_mock(*arguments: str, **options):
 
 def test_a_command_runs_beside_it_and_its_exit_code_counts(tmp_path):
     script = (
-        "import json, os, sys, urllib.request as u\n"
-        "request = u.Request(os.environ['KUSTOMER_BASE_URL'] + '/v1/messages')\n"
-        "request.add_header('Authorization', 'Bearer ' + os.environ['KUSTOMER_API_KEY'])\n"
+        "import json, sys, urllib.request as u\n"
+        "mock = json.load(open(sys.argv[1]))\n"
+        "request = u.Request(mock['base_url'] + '/v1/messages')\n"
+        "request.add_header('Authorization', 'Bearer ' + mock['api_key'])\n"
         "sys.exit(10 + len(json.load(u.urlopen(request))['data']))"
     )
-    run = run_mock("--", sys.executable, "-c", script)
+    file = str(tmp_path / "mock.json")
+    run = run_mock("--configuration", file, "--", sys.executable, "-c", script, file)
     assert (run.returncode, run.stderr) == (14, "")
     assert run_mock("--", "no-such-command").returncode == 127
     killed = run_mock("--", sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
@@ -638,11 +641,11 @@ def test_a_configuration_for_the_connector_can_be_written(tmp_path):
     assert configuration["base_url"].startswith("http://127.0.0.1:")
 
 
-def test_faults_and_behaviour_can_be_ordered_from_the_command_line():
+def test_faults_and_behaviour_can_be_ordered_from_the_command_line(tmp_path):
     script = (
-        "import os, urllib.request as u, urllib.error\n"
+        "import json, sys, urllib.request as u, urllib.error\n"
         "def status(path):\n"
-        "    request = u.Request(os.environ['KUSTOMER_BASE_URL'] + path)\n"
+        "    request = u.Request(json.load(open(sys.argv[1]))['base_url'] + path)\n"
         "    request.add_header('Authorization', 'Bearer k')\n"
         "    try: return u.urlopen(request).status\n"
         "    except urllib.error.HTTPError as error: return error.code\n"
@@ -650,7 +653,9 @@ def test_faults_and_behaviour_can_be_ordered_from_the_command_line():
     )
     orders = ["--api-key", "k", "--fault", "503:times=1,path=/brands", "--large-pages", "refuse"]
     orders += ["--without-role", "org.permission.company.read", "--missing-role-status", "401"]
-    run = run_mock(*orders, "--", sys.executable, "-c", script)
+    file = str(tmp_path / "mock.json")
+    orders += ["--configuration", file]
+    run = run_mock(*orders, "--", sys.executable, "-c", script, file)
     assert run.stdout.strip() == "[503, 200, 401, 400]", run.stderr
 
 
@@ -662,11 +667,11 @@ def test_every_switch_has_an_option_that_says_what_it_does():
     assert "refuse any other pageSize" in text
 
 
-def test_switches_can_be_set_from_the_command_line():
+def test_switches_can_be_set_from_the_command_line(tmp_path):
     script = (
-        "import json, os, urllib.request as u\n"
+        "import json, sys, urllib.request as u\n"
         "def page(path, body=None):\n"
-        "    request = u.Request(os.environ['KUSTOMER_BASE_URL'] + path, body)\n"
+        "    request = u.Request(json.load(open(sys.argv[1]))['base_url'] + path, body)\n"
         "    request.add_header('Authorization', 'Bearer k')\n"
         "    return json.load(u.urlopen(request))\n"
         "listed, found = page('/v1/messages'), page('/v1/customers/search', b'{}')\n"
@@ -674,23 +679,67 @@ def test_switches_can_be_set_from_the_command_line():
     )
     switches = ["--api-key", "k", "--no-shows-links", "--list-window", "2", "--ignores", "filter"]
     switches += ["--sort-contexts", "", "--allowed-page-sizes", "1,50", "--page-size-limit", "1"]
-    run = run_mock(*switches, "--", sys.executable, "-c", script)
+    file = str(tmp_path / "mock.json")
+    switches += ["--configuration", file]
+    run = run_mock(*switches, "--", sys.executable, "-c", script, file)
     assert run.stdout.strip() == "['data', 'meta'] 1 1 3", run.stderr
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "says"),
     [
-        ["--fault", "earthquake"],
-        ["--fault", "503:colour=red"],
-        ["--list-order", "all"],
-        ["--ignores", "filter,all"],
-        ["--allowed-page-sizes", "many"],
+        (["--fault", "earthquake"], "a fault is one of latency"),
+        (["--fault", "503:colour=red"], "a fault takes rate, after, times, path, seconds"),
+        (["--fault", "503:rate=5"], "rate is the share of requests that it meets, 0 to 1"),
+        (["--fault", "503:times=few"], "times is how many requests it meets at most"),
+        (["--fault", "drip:seconds=-1"], "seconds is how long it takes, 0 or more"),
+        (["--list-order", "all"], "invalid choice: 'all'"),
+        (["--ignores", "filter,all"], "all: choose from filter, page"),
+        (["--allowed-page-sizes", "many"], "'many' is not a number of 1 or more"),
+        (["--port", "70000"], "'70000' is not a number of 0 to 65535"),
+        (["--messages", "-4"], "'-4' is not a number of 0 or more"),
+        (["--org-limit", "0"], "'0' is not a number of 1 or more"),
+        (["--window-seconds", "soon"], "'soon' is not a number of 0 or more"),
+        (["--list-window-status", "200"], "'200' is not a number of 400 to 599"),
+        (["--configuration", "no/such/folder.json"], "there is no folder no/such"),
     ],
 )
-def test_a_wrong_order_is_an_error_and_no_traceback(wrong):
+def test_a_wrong_option_is_an_error_that_says_what_is_right(wrong, says):
     run = run_mock(*wrong)
     assert run.returncode == 2 and "Traceback" not in run.stderr
+    assert says in run.stderr.splitlines()[-1]
+
+
+def test_a_file_that_the_mock_did_not_write_is_never_overwritten(tmp_path):
+    for place, text in enumerate(
+        [
+            '{"api_key": "a real key", "base_url": "https://api.kustomerapp.com"}',
+            '{"api_key": "a real key"}',
+            "[]",
+            "notes",
+            "",
+        ]
+    ):
+        file = tmp_path / f"{place}.json"
+        file.write_text(text)
+        run = run_mock("--configuration", str(file), "--", sys.executable, "-c", "")
+        assert run.returncode == 2 and file.read_text() == text
+        assert "exists and was not written by the mock; choose another name" in run.stderr
+
+
+def test_a_configuration_of_the_mocks_own_is_written_again(tmp_path):
+    file = tmp_path / "mock.json"
+    for key in ("first", "second"):
+        command = ["--", sys.executable, "-c", ""]
+        run = run_mock("--configuration", str(file), "--api-key", key, *command)
+        assert run.returncode == 0 and json.loads(file.read_text())["api_key"] == key
+
+
+def test_the_help_explains_every_fault_and_its_parts():
+    text = run_mock("--help").stdout
+    faults = text.partition("faults (KIND):")[2]
+    for word, meaning in {**KINDS, **{name: part[1] for name, part in PARTS.items()}}.items():
+        assert re.search(rf"^  {word} +{re.escape(meaning)}$", faults, re.M)
 
 
 def test_a_taken_port_on_the_command_line_is_an_error_and_no_traceback():
@@ -704,23 +753,31 @@ def test_a_taken_port_on_the_command_line_is_an_error_and_no_traceback():
     )
 
 
-def test_alone_it_says_where_it_is_and_what_it_holds_and_stops_at_ctrl_c():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_alone_it_says_where_it_is_and_what_it_holds_and_stops_when_told(number):
     command = [sys.executable, "-m", "mock_server", "--customers", "3", "--companies", "2"]
-    command += ["--brands", "1", "--messages", "4"]
-    with subprocess.Popen(
+    command += ["--brands", "1", "--messages", "4", "--notes", "0"]
+    process = subprocess.Popen(
         command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    )
+    try:
         line = process.stdout.readline()
         url, key, held = re.match(
             r"Kustomer mock at (\S+) with API key (\S+): (.*)\.$", line
         ).groups()
-        assert held == "3 customers, 2 companies, 1 brands, 4 messages"
+        assert held == (
+            "3 customers, 2 companies, 1 brands, 4 messages, 2 conversations, 0 notes, 12 users, "
+            "4 teams, 8 tags"
+        )
         headers = {"Authorization": f"Bearer {key}"}
         answer = requests.get(url + "/v1/messages", headers=headers, timeout=10)
         assert len(answer.json()["data"]) == 4
         assert process.stdout.readline() == "Ctrl-C stops it.\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         rest, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.communicate()
     assert (process.returncode, rest.strip(), errors) == (0, "Stopped.", "")
 
 
