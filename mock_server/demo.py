@@ -1,10 +1,12 @@
-"""The demo: a first sync and an incremental one, from the mock into files/warehouse.db."""
+"""The demo: a first sync and an incremental one, from the mock into a warehouse of its own."""
 
 import json
+import shutil
 import sys
-import tempfile
+import time
+import unicodedata
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, Tuple
 
 import duckdb
 
@@ -13,133 +15,172 @@ from mock_server.records import TABLES, make_records
 from mock_server.server import MockKustomer
 
 PROJECT = Path(__file__).resolve().parent.parent
-WAREHOUSE = PROJECT / "files" / "warehouse.db"
-# What precedes the connector's own lines in the log.
-_CONNECTOR_LINE = "⚡ connector "
-_SAMPLE_ROWS = 3
-_SAMPLE_COLUMNS = {
-    "customers": "id, name, email, updated_at",
-    "companies": "id, name, website, updated_at",
-    "brands": "id, name, is_default, updated_at",
-    "messages": "id, channel, direction, left(body, 40) as body, updated_at",
+# Not the project's folder, whose warehouse and state are those of real syncs.
+FOLDER = PROJECT / "build" / "demo"
+WAREHOUSE = FOLDER / "files" / "warehouse.db"
+_RECORDS = {
+    "customers": 1000,
+    "companies": 120,
+    "brands": 4,
+    "messages": 4000,
+    "notes": 300,
+    "users": 12,
+    "teams": 3,
+    "tags": 8,
 }
-_CELL_CHARACTERS = 40
+_PICTURES = {
+    "Messages a day by channel": """
+        pivot (
+          select created_at::date as date, strftime(created_at, '%a %d %b') as day, channel,
+                 rpad(bar(count(*), 0, 30, 8), 9, ' ') || count(*) as drawn
+          from tester.messages
+          where created_at >= (select max(created_at) from tester.messages) - interval 6 day
+          group by all
+        ) on channel using first(drawn) group by date, day order by date
+    """,
+    "First response by brand": """
+        with answers as (
+          select conversation_id,
+                 min(created_at) filter (where direction = 'in') as asked_at,
+                 min(created_at) filter (where direction = 'out') as answered_at
+          from tester.messages
+          group by conversation_id
+        ), brands as (
+          select brands.name as brand, count(*) as answered,
+                 median(date_diff('second', asked_at, answered_at)) / 60 as minutes
+          from answers
+          join tester.conversations on conversations.id = conversation_id
+          join tester.brands on brands.id = brand_id
+          where answered_at > asked_at
+          group by brands.id, brands.name
+        )
+        select brand, answered, bar(minutes, 0, max(minutes) over (), 30)
+               || ' ' || round(minutes)::int || ' min' as median
+        from brands order by minutes
+    """,
+}
+# What the demo does to records between its two syncs: how many change, and how many are deleted.
+_CHANGES = {
+    "customers": (12, 2),
+    "companies": (3, 0),
+    "messages": (20, 0),
+    "conversations": (7, 1),
+    "tags": (1, 0),
+}
 
 Contents = Dict[str, Dict[str, tuple]]
 
 
 def main() -> int:
     """Run the demo and return its exit code."""
-    records = make_records(customers=1000, companies=120, brands=4, messages=4000)
-    with MockKustomer(records) as server, tempfile.TemporaryDirectory() as folder:
-        configuration = Path(folder, "configuration.json")
-        configuration.write_text(json.dumps(server.configuration()))
-        _title("A Kustomer mock with " + ", ".join(f"{len(records[t])} {t}" for t in TABLES))
-        run_fivetran("reset", str(PROJECT), "--yes")
-        _title("First sync: fivetran debug")
-        _sync(configuration)
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(parents=True)
+    shutil.copy(PROJECT / "connector.py", FOLDER)
+    records = make_records(**_RECORDS)
+    with MockKustomer(records) as server:
+        configuration = server.configuration(additional_tables="all")
+        (FOLDER / "configuration.json").write_text(json.dumps(configuration))
+        print("A Kustomer API on this machine, with " + _numbers(records) + ".")
+        _sync("First sync")
         first = _contents()
-        _print_tables(first)
+        print("In the warehouse: " + _numbers(first) + ".")
+        for title, query in _PICTURES.items():
+            _draw(title, query)
         changed = _change_some(server)
-        _title("Second sync, after changes in Kustomer")
-        _sync(configuration)
-        _title("What changed in the warehouse")
-        return _compare(first, _contents(), changed)
+        print("\nSome records are changed, added and deleted in Kustomer.")
+        _sync("Second sync")
+        right = _compare(first, _contents(), changed)
+    print(f"\nTo look around: make sql WAREHOUSE={WAREHOUSE.relative_to(PROJECT)}")
+    return 0 if right else 1
 
 
-def _title(text: str) -> None:
-    print(f"\n== {text} ==", flush=True)
+def _numbers(tables: dict) -> str:
+    return ", ".join(f"{len(tables[table])} {table}" for table in TABLES)
 
 
-def _sync(configuration: Path) -> None:
-    run = run_fivetran("debug", str(PROJECT), "--configuration", str(configuration))
+def _sync(title: str) -> None:
+    """Run `fivetran debug` and print what it took."""
+    print(f"\n{title}: fivetran debug ...", end="", flush=True)
+    started = time.monotonic()
+    run = run_fivetran("debug", str(FOLDER), "--configuration", str(FOLDER / "configuration.json"))
     if run.returncode:
-        sys.exit(f"fivetran debug failed:\n{run.stdout}")
-    for line in run.stdout.splitlines():
-        _, of_connector, message = line.partition(_CONNECTOR_LINE)
-        if of_connector:
-            print(message)
-    print(f"The rows are in {WAREHOUSE.relative_to(PROJECT)}.")
+        sys.exit(f"\nfivetran debug failed:\n{run.stdout}")
+    (total,) = [line for line in run.stdout.splitlines() if " rows upserted" in line][-1:]
+    print(f" {time.monotonic() - started:.0f} s.")
+    print(total[total.index("Kustomer sync: ") :])
 
 
 def _contents() -> Contents:
-    """Return every row by table and id, without the column that says when it was written."""
+    """Return every live row by table and id, without the column that says when it was written."""
     contents = {}
     with duckdb.connect(str(WAREHOUSE), read_only=True) as warehouse:
         for table in TABLES:
             rows = warehouse.execute(
                 f"select id, columns(c -> c not in ('id', '_fivetran_synced'))::varchar "
-                f"from tester.{table} order by id"
+                f"from tester.{table} where not _fivetran_deleted order by id"
             ).fetchall()
             contents[table] = {row[0]: row for row in rows}
     return contents
 
 
-def _print_tables(contents: Contents) -> None:
+def _draw(title: str, query: str) -> None:
+    """Print a query's rows under a title, in columns."""
     with duckdb.connect(str(WAREHOUSE), read_only=True) as warehouse:
-        for table in TABLES:
-            _title(f"tester.{table}: {len(contents[table])} rows")
-            sample = warehouse.execute(
-                f"select columns(*)::varchar from (select {_SAMPLE_COLUMNS[table]} "
-                f"from tester.{table} order by updated_at desc, id limit {_SAMPLE_ROWS})"
-            )
-            _print_rows([column[0] for column in sample.description], sample.fetchall())
-
-
-def _print_rows(columns: List[str], rows: List[tuple]) -> None:
-    lines = [tuple(columns), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+        found = warehouse.execute(f"select columns(c -> c != 'date')::varchar from ({query})")
+        lines = [[column[0] for column in found.description], *found.fetchall()]
+    lines = [[cell or "" for cell in line] for line in lines]
+    widths = [max(map(_width, column)) for column in zip(*lines)]
+    print(f"\n{title}")
     for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+        cells = (cell + " " * (width - _width(cell)) for cell, width in zip(line, widths))
+        print("  " + "  ".join(cells).rstrip())
 
 
-def _cell(value) -> str:
-    text = "NULL" if value is None else " ".join(str(value).split())
-    return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"
+def _width(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    return len(text) + sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
 
 
 def _change_some(server: MockKustomer) -> Dict[str, Tuple[set, set, set]]:
     """Change, add and delete records; return the ids of each kind by table."""
     store, changed = server.store, {}
-    for table, changes, deletes in (
-        ("customers", 12, 2),
-        ("companies", 3, 0),
-        ("messages", 20, 0),
-    ):
+    for table, (changes, deletes) in _CHANGES.items():
         live = store.listed(table)
         for record_id in live[:changes]:
-            store.change(table, record_id, custom={"changedBool": True})
+            store.change(table, record_id, name="Changed", custom={"changedBool": True})
         for record_id in live[changes : changes + deletes]:
             store.delete(table, record_id)
-        new = next(iter(make_records(**{table: 1}, seed=2)[table].values()))
+        changed[table] = (set(live[:changes]), set(), set(live[changes : changes + deletes]))
+    for table in ("customers", "companies"):
+        (new,) = make_records(**{table: 1}, seed=2)[table].values()
         store.put(table, new)
         store.change(table, new["id"])
-        changed[table] = (
-            set(live[:changes]),
-            {new["id"]},
-            set(live[changes : changes + deletes]),
-        )
+        changed[table][1].add(new["id"])
     return changed
 
 
-def _compare(first: Contents, second: Contents, changed) -> int:
-    """Print what differs between two syncs; return 1 when that is not what was changed."""
+def _compare(first: Contents, second: Contents, changed: dict) -> bool:
+    """Print what differs between two syncs, and return whether that is what was changed."""
     right = True
     for table in TABLES:
         before, after = first[table], second[table]
-        new = set(after) - set(before)
-        different = {record_id for record_id in before if before[record_id] != after[record_id]}
-        changes, additions, deletes = changed.get(table, (set(), set(), set()))
-        same = new == additions and different == changes | deletes
+        kept = before.keys() & after.keys()
+        different = {record_id for record_id in kept if before[record_id] != after[record_id]}
+        new, gone = after.keys() - before.keys(), before.keys() - after.keys()
+        same = (different, new, gone) == changed.get(table, (set(), set(), set()))
         right = right and same
-        verdict = "exactly what changed in Kustomer" if same else "NOT what changed in Kustomer"
-        print(
-            f"{table}: {len(different - deletes)} rows changed, {len(new)} new, "
-            f"{len(different & deletes)} deleted, {len(set(after) - different - new)} untouched: "
-            f"{verdict}."
-        )
-    return 0 if right else 1
+        if different or new or gone or not same:
+            verdict = "as in Kustomer" if same else "NOT what changed in Kustomer"
+            print(
+                f"  {table}: {len(different)} changed, {len(new)} new, {len(gone)} deleted, "
+                f"{len(kept) - len(different)} untouched: {verdict}"
+            )
+    return right
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        sys.exit(130)

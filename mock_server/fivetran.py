@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ def fivetran_process(
         scan.write_text("#!/bin/sh\nexit 0\n")
         scan.chmod(0o755)
         search_path = os.pathsep.join([folder, str(commands), os.environ.get("PATH", "")])
-        with subprocess.Popen(
+        process = subprocess.Popen(
             [str(commands / "fivetran"), *arguments],
             env={**os.environ, "PATH": search_path, "DO_NOT_TRACK": "1", **(environment or {})},
             stdout=subprocess.PIPE,
@@ -32,8 +33,15 @@ def fivetran_process(
             text=True,
             encoding="utf-8",
             start_new_session=True,
-        ) as process:
+        )
+        try:
             yield process
+        finally:
+            # After Ctrl-C, or a test that failed, nothing is left that runs on.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.stdout.close()
+            process.wait()
 
 
 def run_fivetran(

@@ -393,7 +393,7 @@ class _Maker:
             minutes = self.random.lognormvariate(3.0, 0.8)
             gaps.append(minutes * 60_000 * (slowness if kind == "response-out" else 2))
         # The last one leaves room for what happens to it before the end.
-        longest = self.span * 0.9
+        longest = self.span * 0.99
         scale = min(1.0, longest / (sum(gaps) or 1))
         moment = self.random.random() * (longest - sum(gaps) * scale)
         moments = []

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 
 import pytest
 
@@ -160,70 +159,6 @@ def test_every_missing_role_is_named_at_once(tmp_path):
         _, output = run_form_tests(tmp_path, server, additional_tables="all")
     for table in connector.TABLES:
         assert table.role in output
-
-
-@pytest.fixture
-def make(tmp_path):
-    """Return a function that runs make in a copy of the project, with this environment."""
-    for name in ("connector.py", "Makefile", "requirements.txt"):
-        shutil.copy(PROJECT / name, tmp_path)
-    (tmp_path / ".venv").mkdir()
-    # A .venv that is ready, and newer than what it is made from.
-    (tmp_path / ".venv" / "bin").symlink_to(os.path.dirname(sys.executable))
-    (tmp_path / ".venv" / "ready").touch()
-    (tmp_path / "helpers").mkdir()
-    scan = tmp_path / "helpers" / "pipreqs"
-    # The SDK's scan for missing dependencies asks a website, which is not what is tried here.
-    scan.write_text("#!/bin/sh\nexit 0\n")
-    scan.chmod(0o755)
-
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        # Neither a real key, nor what a make that runs the tests tells the makes below it.
-        left_out = ("FIVETRAN_API_KEY", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
-        inherited = {name: v for name, v in os.environ.items() if name not in left_out}
-        path = os.pathsep.join([str(scan.parent), inherited["PATH"]])
-        return subprocess.run(
-            ["make", *arguments],
-            cwd=tmp_path,
-            env={
-                **inherited,
-                "PATH": path,
-                "DO_NOT_TRACK": "1",
-                "HOME": str(tmp_path),
-                **environment,
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run
-
-
-def test_the_package_holds_the_connector_and_nothing_of_the_project_besides(make, tmp_path):
-    run = make("package")
-    assert run.returncode == 0, run.stdout + run.stderr
-    with zipfile.ZipFile(tmp_path / "build" / "connector" / "files" / "connector.zip") as package:
-        names = set(package.namelist())
-        # The second file is the SDK's own rendering of the form.
-        assert names == {"connector.py", "configuration_form.pb"}
-        assert package.read("connector.py") == (PROJECT / "connector.py").read_bytes()
-
-
-def test_deploying_without_what_it_needs_says_what_is_missing(make):
-    run = make("deploy", "DESTINATION=warehouse")
-    assert run.returncode != 0
-    assert "Missing: CONNECTION CONFIGURATION FIVETRAN_API_KEY." in run.stderr
-
-
-def test_deploying_sends_the_lean_folder_and_keeps_the_key_out_of_the_command(make, tmp_path):
-    arguments = ["DESTINATION=my warehouse", "CONNECTION=kustomer", "CONFIGURATION=c.json"]
-    run = make("deploy", *arguments, "FIVETRAN=echo", FIVETRAN_API_KEY="fivetran-secret")
-    assert run.returncode == 0, run.stderr
-    command = "deploy build/connector --destination my warehouse --connection kustomer"
-    assert run.stdout.splitlines()[-1] == f"{command} --configuration c.json"
-    assert "fivetran-secret" not in run.stdout + run.stderr
-    assert os.listdir(tmp_path / "build" / "connector") == ["connector.py"]
 
 
 def test_syncing_and_setup_tests_share_their_requests(destination):

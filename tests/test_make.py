@@ -1,0 +1,231 @@
+"""The commands of the Makefile, run by make itself in a copy of the project."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import duckdb
+import pytest
+
+from mock_server import make_records
+from tests.project import PROJECT
+from tests.support import mock
+
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+BIN = os.path.dirname(sys.executable)
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Return a function that runs make in a copy of the project, with this environment."""
+    for name in ("connector.py", "Makefile", "requirements.txt", "configuration.json"):
+        shutil.copy(PROJECT / name, tmp_path)
+    shutil.copytree(PROJECT / "mock_server", tmp_path / "mock_server")
+    (tmp_path / ".venv").mkdir()
+    # A .venv that is ready, and newer than what it is made from.
+    for part in ("bin", "lib", "pyvenv.cfg"):
+        (tmp_path / ".venv" / part).symlink_to(os.path.join(sys.prefix, part))
+    (tmp_path / ".venv" / "ready").write_text("python3\n")
+    helpers = tmp_path / "helpers"
+    helpers.mkdir()
+    # The SDK's scan for missing dependencies asks a website, which is not what is tried here.
+    write_script(helpers / "pipreqs", "exit 0")
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        # Neither a real key, nor what a make that runs the tests tells the makes below it.
+        left_out = ("FIVETRAN_API_KEY", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON")
+        inherited = {name: v for name, v in os.environ.items() if name not in left_out}
+        path = os.pathsep.join([str(helpers), inherited["PATH"]])
+        return subprocess.run(
+            ["make", *arguments],
+            cwd=tmp_path,
+            env={
+                **inherited,
+                "PATH": path,
+                "DO_NOT_TRACK": "1",
+                "HOME": str(tmp_path),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+
+    return run
+
+
+def write_script(path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_the_package_holds_the_connector_and_nothing_of_the_project_besides(make, tmp_path):
+    run = make("package")
+    assert run.returncode == 0, run.stdout + run.stderr
+    with zipfile.ZipFile(tmp_path / "build" / "connector" / "files" / "connector.zip") as package:
+        names = set(package.namelist())
+        # The second file is the SDK's own rendering of the form.
+        assert names == {"connector.py", "configuration_form.pb"}
+        assert package.read("connector.py") == (PROJECT / "connector.py").read_bytes()
+
+
+DEPLOYMENT = {
+    "CONFIGURATION": "configuration.json",
+    "DESTINATION": "warehouse",
+    "CONNECTION": "kustomer",
+    "FIVETRAN_API_KEY": "secret",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("CONFIGURATION", "configuration.local.json", "There is no file configuration.local.json"),
+        ("DESTINATION", "", "DESTINATION is missing: the name of a destination"),
+        ("CONNECTION", "", "CONNECTION must be the name of a new or an existing connection"),
+        ("CONNECTION", "Kustomer-EU", "small letters, digits and underscores"),
+        ("CONNECTION", "1st", "not beginning with a digit"),
+        ("FIVETRAN_API_KEY", "", "FIVETRAN_API_KEY is missing"),
+    ],
+)
+def test_a_deployment_that_cannot_work_is_refused_before_fivetran_is_asked(
+    name, value, says, make
+):
+    run = make("deploy", "FIVETRAN=false", **{**DEPLOYMENT, name: value})
+    assert run.returncode != 0
+    assert says in run.stderr and "secret" not in run.stdout + run.stderr
+
+
+def test_a_deployment_sends_the_connector_alone_with_a_configuration_that_the_sdk_finds(
+    make, tmp_path
+):
+    with mock(make_records(customers=3)) as server:
+        file = tmp_path / "my configuration.json"
+        file.write_text(json.dumps(server.configuration()))
+        # Deploying needs Fivetran; a local run takes folder and configuration in the same way.
+        stand_in = write_script(
+            tmp_path / "helpers" / "deploy",
+            'echo "$@" >> deployed; test "$1" = deploy || exit 1\n'
+            f'"{BIN}/fivetran" debug "$2" --configuration "$8"',
+        )
+        run = make("deploy", f"FIVETRAN={stand_in}", **{**DEPLOYMENT, "CONFIGURATION": file.name})
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert {request.path for request in server.requests} > {"/v1/companies"}
+    assert (tmp_path / "deployed").read_text().strip() == (
+        "deploy build/connector --destination warehouse --connection kustomer "
+        f"--configuration {file} --python-version 3.13"
+    )
+    assert "secret" not in run.stdout + run.stderr
+    assert [f.name for f in (tmp_path / "build" / "connector").glob("*.*")] == ["connector.py"]
+
+
+def test_the_python_that_is_deployed_to_is_one_that_the_workflow_tests():
+    workflow = (PROJECT / ".github" / "workflows" / "tests.yml").read_text()
+    assert "FIVETRAN_PYTHON = 3.13\n" in (PROJECT / "Makefile").read_text()
+    assert '"3.13"' in workflow
+
+
+def test_setup_tests_and_syncs_take_the_key_from_a_file_that_git_ignores(make, tmp_path):
+    missing = make("check")
+    assert missing.returncode != 0 and "There is no file configuration.local.json" in (
+        missing.stderr
+    )
+    with mock(make_records(customers=3, companies=2)) as server:
+        (tmp_path / "configuration.local.json").write_text(json.dumps(server.configuration()))
+        checked = make("check")
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        assert "The API key may read every table]: PASSED" in checked.stdout
+        synced = make("sync")
+        assert synced.returncode == 0, synced.stdout + synced.stderr
+        assert server.api_key not in checked.stdout + synced.stdout
+    rows = make("sql", "QUERY=select count(*) as companies from tester.companies")
+    assert "2" in rows.stdout.split() and rows.returncode == 0
+    assert "customers" in make("sql").stdout
+    template = (PROJECT / "configuration.json").read_text()
+    assert (tmp_path / "configuration.json").read_text() == template
+
+
+def test_the_warehouse_can_be_looked_into_with_times_and_with_mistakes(make, tmp_path):
+    none = make("sql")
+    assert none.returncode != 0 and "There is no files/warehouse.db. Run a sync" in none.stderr
+    (tmp_path / "files").mkdir()
+    with duckdb.connect(str(tmp_path / "files" / "warehouse.db")) as database:
+        database.execute("create schema tester")
+        database.execute(
+            "create table tester.notes as select '2026-01-02 03:04:05Z'::timestamptz t"
+        )
+    shown = make("sql", "QUERY=select t from tester.notes", TZ="UTC")
+    assert "2026-01-02 03:04:05" in shown.stdout
+    wrong = make("sql", "QUERY=select x from tester.notes")
+    assert wrong.returncode != 0 and "Traceback" not in wrong.stderr and '"x"' in wrong.stderr
+
+
+def test_the_demo_leaves_the_users_own_warehouse_and_state_alone(make, tmp_path):
+    files = tmp_path / "files"
+    files.mkdir()
+    for name in ("warehouse.db", "state.json"):
+        (files / name).write_text("the user's own")
+    run = make("demo")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "NOT what changed" not in run.stdout and run.stdout.count("as in Kustomer") == 5
+    for heading in ("Messages a day by channel", "First response by brand"):
+        assert heading in run.stdout
+    assert len(run.stdout.splitlines()) <= 40
+    command = run.stdout.splitlines()[-1].partition("make ")[2].split()
+    assert "conversations" in make(*command).stdout
+    assert {f.name: f.read_text() for f in files.iterdir()} == {
+        "warehouse.db": "the user's own",
+        "state.json": "the user's own",
+    }
+    make("clean")
+    assert not (tmp_path / "build").exists() and len(list(files.iterdir())) == 2
+
+
+def test_a_python_that_is_not_there_or_is_too_old_is_told_apart(make, tmp_path):
+    none = make("lint", "PYTHON=python9")
+    assert none.returncode != 0 and "python9 was not found" in none.stderr
+    old = write_script(tmp_path / "helpers" / "python2", "exit 1")
+    too_old = make("lint", f"PYTHON={old}")
+    assert too_old.returncode != 0 and "is older than Python 3.10" in too_old.stderr
+
+
+def stand_in_python(tmp_path, name: str) -> str:
+    """Return a Python that notes each .venv it makes, and installs nothing into it."""
+    return write_script(
+        tmp_path / "helpers" / name,
+        f'case "$2" in venv) echo {name} >> made; mkdir -p .venv/bin; '
+        'printf "#!/bin/sh\\n" > .venv/bin/python; cp .venv/bin/python .venv/bin/black; '
+        "cp .venv/bin/python .venv/bin/flake8; chmod +x .venv/bin/*;; "
+        f'*) exec "{sys.executable}" "$@";; esac',
+    )
+
+
+def test_another_python_makes_another_environment_and_the_same_one_does_not(make, tmp_path):
+    (tmp_path / ".venv" / "bin").unlink()
+    first, second = (stand_in_python(tmp_path, name) for name in ("one", "two"))
+    for python in (first, first, second):
+        run = make("lint", f"PYTHON={python}")
+        assert run.returncode == 0, run.stdout + run.stderr
+    # Without a name the environment stays as it is.
+    assert make("lint").returncode == 0
+    assert (tmp_path / "made").read_text().split() == ["one", "two"]
+
+
+def test_two_makes_at_once_set_up_one_environment(make, tmp_path):
+    (tmp_path / ".venv" / "bin").unlink()
+    (tmp_path / ".venv" / "ready").unlink()
+    python = stand_in_python(tmp_path, "one")
+    command = ["make", "lint", f"PYTHON={python}"]
+    processes = [
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert (tmp_path / "made").read_text().split() == ["one"]
