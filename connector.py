@@ -1058,7 +1058,11 @@ def update(configuration: dict, state: dict) -> None:
     due = {table: __next_read(table, saved, settings) for table in tables}
     __log(log.info, __plan(due, saved, settings))
     whole, failures = Counts(requests=1), []
-    with open_client(settings, __warn_user) as client, __few_garbage_collections():
+    with (
+        __quiet_interrupt(),
+        open_client(settings, __warn_user) as client,
+        __few_garbage_collections(),
+    ):
         check_api_key(client)
         for table in tables:
             if due[table]:
@@ -1170,6 +1174,11 @@ def __plan(due: dict[Table, datetime | None], saved: State, settings: Settings) 
     return "Kustomer sync: " + ", ".join(words) + "."
 
 
+def many(number: int, word: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
 @dataclass
 class Counts:
     """What the log says of a table, or of a whole sync, at its end."""
@@ -1185,12 +1194,12 @@ class Counts:
         return Counts(*map(operator.add, astuple(self), astuple(other)))
 
     def __str__(self) -> str:
-        words = [f"{self.upserted} rows upserted", f"{self.deleted} rows deleted"]
+        words = [f"{many(self.upserted, 'row')} upserted", f"{self.deleted} deleted"]
         if self.skipped:
-            words.append(f"{self.skipped} records without an id skipped")
+            words.append(f"{many(self.skipped, 'record')} without an id skipped")
         if self.unreadable:
-            words.append(f"{self.unreadable} unreadable values left empty")
-        words += [f"{self.requests} requests", f"{self.seconds_waited:.1f} s waiting"]
+            words.append(f"{many(self.unreadable, 'unreadable value')} left empty")
+        words += [many(self.requests, "request"), f"{self.seconds_waited:.1f} s waiting"]
         return ", ".join(words)
 
 
@@ -1203,6 +1212,7 @@ def __sync_table(client: "Client", table: Table, saved: State, configuration: di
         client.settings.api_key, **window, configuration=configuration, client=client
     )
     rows_since_checkpoint, search_again, truncated = 0, False, not table.mirrored
+    started = time.monotonic()
     with contextlib.closing(rows):
         for page in rows.pages:
             if page.rows and not truncated:
@@ -1223,7 +1233,7 @@ def __sync_table(client: "Client", table: Table, saved: State, configuration: di
             if rows_since_checkpoint >= __CHECKPOINT_EVERY_ROWS and not table.mirrored:
                 rows_since_checkpoint = 0
                 __checkpoint(saved)
-            __log_progress(client, table, counts, page)
+            __log_progress(client, table, counts, page, started)
     last = saved.last_sync_time.get(table.name)
     saved.last_sync_time[table.name] = max(began, last) if last else began
     if not search_again:
@@ -1231,7 +1241,7 @@ def __sync_table(client: "Client", table: Table, saved: State, configuration: di
     __checkpoint(saved)
     counts += Counts(requests=client.requests_sent, seconds_waited=client.seconds_waited)
     if counts.skipped:
-        __warn_user(f"{table.name}: {counts.skipped} records without an id were skipped.")
+        __warn_user(f"{table.name}: skipped {many(counts.skipped, 'record')} without an id.")
     __log(log.info, f"{table.name}: {counts}.")
     return counts
 
@@ -1253,6 +1263,15 @@ def __move_cursor(saved: State, table: Table, safe_until: datetime | None) -> No
 
 
 @contextlib.contextmanager
+def __quiet_interrupt():
+    """End the process with one line, without a traceback, when somebody presses Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit("Stopped. The next sync resumes from the last checkpoint.") from None
+
+
+@contextlib.contextmanager
 def __few_garbage_collections():
     """Keep the garbage collector from walking the records of a page over and over while they are
     parsed: they hold no cycles, and that walk takes longer than parsing them."""
@@ -1266,15 +1285,22 @@ def __few_garbage_collections():
 
 def __warn_user(message: str) -> None:
     """Show a warning that the user should act on, in the log and on the connection's page."""
-    __log(log.warning, message)
     op.warning(message)
 
 
-def __log_progress(client: "Client", table: Table, counts: Counts, page: "Page") -> None:
-    through = f" through {__format_time(page.safe_until)}" if page.safe_until else ""
-    known = f" of {page.total}" if page.total is not None else ""
+def __log_progress(
+    client: "Client", table: Table, counts: Counts, page: "Page", began: float
+) -> None:
+    """Log how far a table is; `began` is the monotonic time at which its reading began."""
     rows = counts.upserted + counts.deleted
-    __log_now_and_then(client, f"{table.name}: {rows}{known} rows{through} so far.")
+    rate = rows / max(time.monotonic() - began, 0.001)
+    words = [f"{rows} rows", f"{rate:.0f} rows a second"]
+    if page.total is not None and page.total > rows:
+        words[0] = f"{rows} of about {page.total} rows"
+        words.append(f"about {(page.total - rows) / max(rate, 0.001):.0f} s left")
+    if page.safe_until:
+        words.append(f"read through {__format_time(page.safe_until)}")
+    __log_now_and_then(client, f"{table.name}: {', '.join(words)}.")
 
 
 # --------------------------------------------------------------------------------------------
@@ -1871,6 +1897,7 @@ def __search(search: Search, part: Slice, number: int = 1, order: str = "asc") -
                 {"page": number, "pageSize": size},
                 body=body,
                 client=search.client,
+                purpose=__purpose(search, part, number, order),
             ),
         )
     except RefusedError as error:
@@ -1886,6 +1913,18 @@ def __search(search: Search, part: Slice, number: int = 1, order: str = "asc") -
     if search.total is None:
         search.total = page.total
     return page
+
+
+def __purpose(search: Search, part: Slice, number: int, order: str) -> str:
+    """Return what the log calls a search."""
+    words = [f"{search.table.name}: search from {__format_time(part.low)}"]
+    if part.high:
+        words.append(f"to {__format_time(part.high)}")
+    if number > 1:
+        words.append(f"page {number}")
+    if order == "desc":
+        words.append("from the last")
+    return " ".join(words)
 
 
 def __times_inside(search: Search, part: Slice, records: list) -> list[datetime]:
@@ -2127,7 +2166,13 @@ def __list_page(listing: Listing, number: int, size: int | None = None) -> Page:
     try:
         return __page(
             table.path,
-            execute_api_request(table.path, client.settings.api_key, params, client=client),
+            execute_api_request(
+                table.path,
+                client.settings.api_key,
+                params,
+                client=client,
+                purpose=f"{table.name}: list page {number}",
+            ),
         )
     except RefusedError as error:
         if error.status not in __MISSING_ROLE_STATUSES:
@@ -2289,6 +2334,7 @@ def execute_api_request(
     *,
     body: dict | None = None,
     client: Client | None = None,
+    purpose: str = "",
 ) -> dict:
     """Send one request, wait and retry as its answers ask for, and return the parsed JSON.
 
@@ -2303,6 +2349,7 @@ def execute_api_request(
         configuration: the connector's configuration; used when there is no `client`.
         body: a JSON body; a request that has one is a POST, any other a GET.
         client: the running sync's client.
+        purpose: what the log calls the request; its method and path when empty.
 
     Returns:
         The answer's JSON object.
@@ -2319,27 +2366,32 @@ def execute_api_request(
         with open_client(settings) as own:
             return execute_api_request(endpoint, api_key, params, body=body, client=own)
     request = f"{'GET' if body is None else 'POST'} {endpoint}"
+    purpose = purpose or request
     failures, limits, waited = 0, 0, 0.0
     if body is None:
-        __leave_others_their_share(client, request)
+        __leave_others_their_share(client, purpose)
     while True:
         with client.gate:
             waits_ended = client.waits_ended
         try:
-            return __exchange(client, endpoint, params, body)
+            return __exchange(client, endpoint, params, body, purpose)
         except RateLimitError as limit:
             with client.gate:
                 # One wait is that of all requests that are under way.
                 if client.waits_ended == waits_ended:
-                    waited += __handle_rate_limit(client, request, limit.args[0], limits, waited)
+                    waited += __handle_rate_limit(
+                        client, request, limit.args[0], limits, waited, purpose
+                    )
                     limits += 1
                     client.waits_ended += 1
         except TryAgainError as trouble:
-            __handle_request_error(client, request, str(trouble), failures)
+            __handle_request_error(client, request, str(trouble), failures, purpose)
             failures += 1
 
 
-def __exchange(client: Client, path: str, params: dict | None, body: dict | None) -> dict:
+def __exchange(
+    client: Client, path: str, params: dict | None, body: dict | None, purpose: str
+) -> dict:
     """Send one request once and return the JSON object of its answer, or raise what to do."""
     settings, method, cause = client.settings, "GET" if body is None else "POST", ""
 
@@ -2358,7 +2410,7 @@ def __exchange(client: Client, path: str, params: dict | None, body: dict | None
 
     with client.lock:
         client.requests_sent += 1
-    with __debug_line(settings, f"{method} {path} page {(params or {}).get('page', 1)}") as notes:
+    with __debug_line(settings, purpose) as notes:
         try:
             response, content = __within(
                 __ANSWER_MAX_TIMEOUTS * settings.request_timeout_seconds, send
@@ -2472,7 +2524,7 @@ def __api_message(status: int, payload: dict | None, api_key: str) -> str:
 
 
 def __handle_rate_limit(
-    client: Client, request: str, headers, earlier_limits: int, waited: float
+    client: Client, request: str, headers, earlier_limits: int, waited: float, purpose: str
 ) -> float:
     """Wait out a 429 and return the seconds waited.
 
@@ -2489,13 +2541,17 @@ def __handle_rate_limit(
     else:
         seconds += random.uniform(0, __RATE_LIMIT_JITTER_SHARE * seconds)
     seconds = min(seconds, __RATE_LIMIT_MAX_WAIT_SECONDS)
-    __log_now_and_then(client, f"{request}: waiting {seconds:.1f} s for the rate limit.", seconds)
-    __wait(client, seconds)
+    __wait(client, seconds, f"{purpose}: the rate limit is used up")
     return seconds
 
 
-def __wait(client: Client, seconds: float) -> None:
-    """Wait, and count it; the wait ends early when nobody needs the requests any more."""
+def __wait(client: Client, seconds: float, reason: str) -> None:
+    """Wait, count it, and say why and until when; the wait ends early when nobody needs the
+    requests any more."""
+    end = datetime.now(timezone.utc) + timedelta(seconds=seconds)
+    __log_now_and_then(
+        client, f"{reason}; waiting {seconds:.1f} s, until {end:%H:%M:%S} UTC.", seconds
+    )
     with client.lock:
         client.seconds_waited += seconds
     client.closed.wait(seconds)
@@ -2518,18 +2574,13 @@ def __note_share(client: Client, headers) -> None:
         client.share_used_until = time.monotonic() + seconds
 
 
-def __leave_others_their_share(client: Client, request: str) -> None:
+def __leave_others_their_share(client: Client, purpose: str) -> None:
     """Wait when the last list found less of the organization's budget than others may need."""
     seconds = client.share_used_until - time.monotonic()
     if seconds > 0:
         share = client.settings.api_utilization_percentage
-        __log_now_and_then(
-            client,
-            f"{request}: waiting {seconds:.1f} s, because {share} % of the organization's "
-            "requests are used.",
-            seconds,
-        )
-        __wait(client, seconds)
+        reason = f"{purpose}: {share} % of the organization's requests a minute are used"
+        __wait(client, seconds, reason)
 
 
 def __seconds_until_reset(headers) -> float | None:
@@ -2571,7 +2622,9 @@ def __backoff_seconds(earlier_failures: int) -> float:
     return random.uniform(0, ceiling)
 
 
-def __handle_request_error(client: Client, request: str, cause: str, failures: int) -> None:
+def __handle_request_error(
+    client: Client, request: str, cause: str, failures: int, purpose: str
+) -> None:
     """Wait before the next retry, or raise KustomerError when there is none left."""
     if client.closed.is_set():
         raise SyncStoppedError(f"{request} was given up: nothing asks for its answer any more.")
@@ -2581,7 +2634,7 @@ def __handle_request_error(client: Client, request: str, cause: str, failures: i
             f"{request} failed{times}: {cause}. If this persists, check whether Kustomer is up, "
             "raise retry_attempts or request_timeout_seconds, or lower max_records_per_page."
         )
-    __wait(client, __backoff_seconds(failures))
+    __wait(client, __backoff_seconds(failures), f"{purpose}: {cause}")
 
 
 # --------------------------------------------------------------------------------------------

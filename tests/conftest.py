@@ -10,7 +10,9 @@ from tests.support import Destination
 def waits(monkeypatch) -> list:
     """Replace every wait of the connector by a note of its seconds."""
     noted: list = []
-    monkeypatch.setattr(connector, "__wait", lambda _client, seconds: noted.append(seconds))
+    monkeypatch.setattr(
+        connector, "__wait", lambda _client, seconds, _reason: noted.append(seconds)
+    )
     return noted
 
 

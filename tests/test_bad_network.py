@@ -69,7 +69,7 @@ def test_a_sync_uses_its_rate_limit_window_by_window(destination, monkeypatch):
     clock = [connector.time.time()]
     monkeypatch.setattr(connector.time, "time", lambda: clock[0])
     monkeypatch.setattr(
-        connector, "__wait", lambda _, seconds: clock.__setitem__(0, clock[0] + seconds)
+        connector, "__wait", lambda _, seconds, __: clock.__setitem__(0, clock[0] + seconds)
     )
     with mock(RECORDS, search_limit=10, window_seconds=60.0) as server:
         sync(server, destination, max_records_per_page="20")

@@ -15,7 +15,7 @@ def clock(monkeypatch) -> list:
     """Return a clock of one time, which passes only while the connector waits, and its waits."""
     now, waited = [connector.time.time()], []
 
-    def wait(_client, seconds):
+    def wait(_client, seconds, _reason):
         waited.append(seconds)
         now[0] += seconds
 

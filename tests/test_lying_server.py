@@ -87,7 +87,7 @@ def test_an_entry_that_is_no_record_is_skipped_and_the_others_arrive(odd, destin
         server.rewrite = rewriting(add_odd)
         sync(server, destination)
         assert_mirrors(destination, server)
-    assert "brands: 1 records without an id were skipped." in destination.warnings
+    assert "brands: skipped 1 record without an id." in destination.warnings
 
 
 def test_numeric_ids_become_text(destination):

@@ -189,7 +189,9 @@ def test_each_way_of_the_mock_to_tell_its_reset_ends_in_an_answer(monkeypatch):
             clock = [time.time()]
             monkeypatch.setattr(connector.time, "time", lambda clock=clock: clock[0])
             monkeypatch.setattr(
-                connector, "__wait", lambda _, s, clock=clock: clock.__setitem__(0, clock[0] + s)
+                connector,
+                "__wait",
+                lambda _, s, __, clock=clock: clock.__setitem__(0, clock[0] + s),
             )
             for _ in range(5):
                 assert ask(server)["data"] == []

@@ -180,9 +180,9 @@ def test_unreadable_times_and_records_without_an_id_are_counted(destination, cap
         server.rewrite = one_good_one_without_id
         sync(server, destination)
     assert destination.rows["brands"].keys() == {"7"}
-    assert "brands: 2 records without an id were skipped." in destination.warnings
-    assert "messages: 1 records without an id were skipped." in destination.warnings
-    assert "1 unreadable values left empty" in capsys.readouterr().out
+    assert "brands: skipped 2 records without an id." in destination.warnings
+    assert "messages: skipped 1 record without an id." in destination.warnings
+    assert "1 unreadable value left empty" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("table", MAPPERS)

@@ -129,7 +129,7 @@ def test_one_wait_for_the_rate_limit_is_the_wait_of_all_readers(destination, mon
     clock = [time.time()]
     waited: list = []
 
-    def wait(_client, seconds):
+    def wait(_client, seconds, _reason):
         waited.append(seconds)
         clock[0] += seconds
 
@@ -150,7 +150,7 @@ def test_all_requests_are_counted(destination, capsys):
     with mock(MESSAGES) as server:
         sync(server, destination, **SMALL_PAGES)
         number = len(server.requests)
-    assert f"Kustomer sync: 500 rows upserted, 0 rows deleted, {number} requests" in (
+    assert f"Kustomer sync: 500 rows upserted, 0 deleted, {number} requests" in (
         capsys.readouterr().out
     )
 
