@@ -223,8 +223,9 @@ def growth_figures() -> Iterator[Figure]:
 def grow(configuration: dict) -> None:
     """Run one sync in this process and print what it took; a small one first, to be warm."""
     sync({**configuration, "initial_sync_days": "2"}, Destination(), keep_responses=False)
-    cpu = sync(configuration, Destination(), keep_responses=False).cpu
-    print(json.dumps({"cpu": cpu, "peak": _peak_bytes()}))
+    measured = sync(configuration, Destination(), keep_responses=False)
+    rows = sum(measured.destination.rows.values())
+    print(json.dumps({"cpu": measured.cpu, "rows": rows, "peak": _peak_bytes()}))
 
 
 def _peak_bytes() -> int:

@@ -1,5 +1,6 @@
 """Reading a list to its end, whatever the server does with pages and whatever moves meanwhile."""
 
+import functools
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -12,6 +13,12 @@ from tests.support import mock, sync
 
 RECORDS = make_records(customers=250, companies=450, brands=5, messages=300)
 joining_page = connector.__overlapping_page
+
+
+@functools.cache
+def companies(number: int) -> dict:
+    """Return so many companies, made once: the mock replaces a record, and never changes it."""
+    return make_records(companies=number)
 
 
 def list_requests(server, table: str) -> list:
@@ -42,7 +49,7 @@ def test_everything_is_read_whatever_its_age_when_incremental_sync_is_off(destin
 
 
 def test_only_companies_changed_within_the_window_are_delivered(destination):
-    records = make_records(companies=50)
+    records = companies(50)
     with mock(records) as server:
         old, *others = server.store.listed("companies")
         long_ago = time_text(datetime.now(timezone.utc) - timedelta(days=31))
@@ -217,7 +224,7 @@ def test_the_next_pages_host_is_never_asked(destination):
 
 def listing(number: int, **rules):
     """Return a mock whose companies can be read from their list only, and many of them."""
-    return mock(make_records(companies=number), **rules)
+    return mock(companies(number), **rules)
 
 
 def erase_before_requests(server, every: int, number: int, at: int = 0, limit: int = 10**6):
@@ -240,7 +247,7 @@ def erase_before_requests(server, every: int, number: int, at: int = 0, limit: i
 
 @pytest.mark.parametrize(("every", "number"), [(20, 1), (1, 1), (1, 5), (7, 60)])
 def test_a_long_list_that_shrinks_while_it_is_read_arrives(every, number, destination):
-    records = make_records(companies=3000)
+    records = companies(3000)
     with mock(records) as server:
         erased = erase_before_requests(server, every, number)
         sync(server, destination)
@@ -251,7 +258,7 @@ def test_a_long_list_that_shrinks_while_it_is_read_arrives(every, number, destin
 
 @pytest.mark.parametrize("number", [99, 250, 900, 2500])
 def test_many_records_that_leave_a_list_at_once_hide_no_other(number, destination):
-    records = make_records(companies=6000)
+    records = companies(6000)
     with mock(records) as server:
         erased = erase_before_requests(server, 40, number, at=39, limit=1)
         sync(server, destination)
@@ -261,7 +268,7 @@ def test_many_records_that_leave_a_list_at_once_hide_no_other(number, destinatio
 
 
 def test_a_list_by_last_update_arrives_while_a_record_changes_with_every_request(destination):
-    records = make_records(companies=3000)
+    records = companies(3000)
     with mock(records, list_order="updated") as server:
 
         def change_one(request):
@@ -309,7 +316,7 @@ def test_after_four_misses_in_a_row_a_gap_is_accepted_with_one_warning(destinati
 def test_a_list_arrives_whatever_the_server_makes_of_page_sizes(
     rules, number, links, shown, destination
 ):
-    records = make_records(companies=number)
+    records = companies(number)
     with mock(records, page_size_shown=shown, shows_links=links, **rules) as server:
         sync(server, destination)
         assert destination.rows["companies"].keys() == records["companies"].keys()

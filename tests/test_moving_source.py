@@ -16,20 +16,26 @@ from tests.support import Destination, mock, sync
 
 NUMBER = 130
 SPARE = make_records(customers=200, companies=200, messages=200, seed=3)
+MODELS = make_records(NUMBER, NUMBER, 3, NUMBER, same_moment=0)
 TABLES = ("customers", "companies", "messages")
 MOVES = ("change", "change", "add", "delete", "erase")
 
 
 def records_with_ties(ties: list) -> dict:
     """Return records whose times are a few moments, as often as `ties` says."""
-    records = make_records(NUMBER, NUMBER, 3, NUMBER, same_moment=0)
     start = datetime.now(timezone.utc) - timedelta(days=20)
-    for table in TABLES:
-        for place, record in enumerate(records[table].values()):
-            record["attributes"]["updatedAt"] = time_text(
-                start + timedelta(milliseconds=ties[place % len(ties)])
-            )
-    return records
+    moments = [time_text(start + timedelta(milliseconds=tie)) for tie in ties]
+    tied = {
+        table: {
+            record_id: {
+                **model,
+                "attributes": {**model["attributes"], "updatedAt": moments[place % len(ties)]},
+            }
+            for place, (record_id, model) in enumerate(MODELS[table].items())
+        }
+        for table in TABLES
+    }
+    return {**MODELS, **tied}
 
 
 def move(store, kind: str, table: str, place: int) -> None:

@@ -1,5 +1,6 @@
 """Finding changed customers and messages: the walk by key, ties, and the fall-back to the list."""
 
+import functools
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -16,6 +17,7 @@ SEARCHED = ["customers", "messages"]
 TIED = datetime.now(timezone.utc) - timedelta(days=3)
 
 
+@functools.cache
 def tied_messages(number: int) -> dict:
     """Return messages that share one updatedAt, with a few before and after."""
     messages = make_records(messages=number + 60, same_moment=0)["messages"]
@@ -237,6 +239,7 @@ def test_a_generator_works_by_itself():
         }
 
 
+@functools.cache
 def spread_messages(number: int, order: str = "ascending") -> dict:
     """Return messages whose times mostly follow the order in which they were made: every fortieth
     was updated long after."""
