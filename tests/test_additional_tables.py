@@ -206,7 +206,7 @@ def test_a_missing_role_of_one_table_leaves_the_others_read_and_is_named(table, 
         {"page_size_limit": 50},
         {"forced_page_size": 30},
     ],
-    ids=str,
+    ids=["no search role", "sorts customers only", "refuses other sorts", "fifty", "thirty"],
 )
 def test_all_tables_arrive_whatever_search_and_page_sizes_do(rules, destination):
     with mock(RECORDS, **rules) as server:

@@ -80,7 +80,7 @@ def test_a_list_of_one_page_is_all_that_is_asked_for(destination):
         {"forced_page_size": 30},
         {"shows_links": False},
     ],
-    ids=str,
+    ids=["no search role", "ignores the filter", "index lags", "pages of thirty", "no links"],
 )
 def test_companies_arrive_whatever_else_the_server_does(rules, destination):
     with mock(RECORDS, company_search="knows", **rules) as server:
