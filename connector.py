@@ -44,7 +44,7 @@ from fivetran_connector_sdk import ConfigurationForm, Connector, Test, form_fiel
 from fivetran_connector_sdk import Logging as log
 from fivetran_connector_sdk import Operations as op
 
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 
 
 class KustomerError(Exception):
