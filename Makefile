@@ -1,5 +1,6 @@
-# Each target sets up .venv by itself. PYTHON chooses the Python to make it with.
-PYTHON ?= python3
+# Each target sets up .venv by itself. PYTHON chooses the Python to make it with; unless it is
+# given, .venv keeps the one that it was made with.
+PYTHON ?= $(or $(shell cat $(READY) 2>/dev/null),python3)
 # The Python that Fivetran runs the connector with; the workflow tests it.
 FIVETRAN_PYTHON = 3.13
 CONFIGURATION ?= configuration.local.json
