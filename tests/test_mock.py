@@ -715,6 +715,7 @@ def test_a_file_that_the_mock_did_not_write_is_never_overwritten(tmp_path):
         [
             '{"api_key": "a real key", "base_url": "https://api.kustomerapp.com"}',
             '{"api_key": "a real key"}',
+            '{"api_key": "k", "base_url": "http://127.0.0.1:1", "retry_attempts": "5"}',
             "[]",
             "notes",
             "",
