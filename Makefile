@@ -20,7 +20,7 @@ ABSOLUTE = $$($(BIN)/python -c 'import os, sys; print(os.path.abspath(sys.argv[1
 # A Python that is asked for by name replaces a .venv that was made with another.
 ifneq ($(origin PYTHON),file)
 ifneq ($(PYTHON),$(shell cat $(READY) 2>/dev/null))
-REBUILD = rm -f $(READY)
+ANOTHER_PYTHON = another-python
 endif
 endif
 
@@ -28,7 +28,7 @@ endif
 export PATH := $(PATH):$(CURDIR)/$(BIN)
 export CONFIGURATION CONNECTION DESTINATION QUERY WAREHOUSE
 
-.PHONY: demo test lint bench check sync sql package deploy clean ready has-configuration
+.PHONY: demo test lint bench check sync sql package deploy clean ready has-configuration another-python
 
 demo: ready
 	@$(BIN)/python -m mock_server.demo
@@ -83,10 +83,10 @@ ready:
 		"or later, or name one with make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	|| { echo "$(PYTHON) is older than Python 3.10; use make PYTHON=..." >&2; exit 1; }
-	@$(REBUILD)
 	@MAKEFLAGS= $(PYTHON) -c '$(LOCKED)' $(MAKE) -s PYTHON="$(PYTHON)" $(READY)
 
-$(READY): requirements.txt Makefile
+# Whether it is another Python is asked with the lock held, by the make that makes this.
+$(READY): requirements.txt Makefile $(ANOTHER_PYTHON)
 	@echo "Setting up .venv with $(PYTHON); this takes a minute ..."
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check \

@@ -9,7 +9,7 @@ import json
 import signal
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
 from typing import Callable, FrozenSet, List
 
@@ -105,6 +105,7 @@ def _words_of(*allowed: str) -> Callable[[str], FrozenSet[str]]:
     return read
 
 
+_SIGNAL_CHECK_SECONDS = 0.2
 _SWITCH = {"action": argparse.BooleanOptionalAction}
 _NUMBER = {"type": _at_least(1), "metavar": "N"}
 _SECONDS = {"type": _at_least(0, read=float), "metavar": "SECONDS"}
@@ -194,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--api-key", default=API_KEY, help="the key it knows")
     parser.add_argument("--seed", type=int, default=1, help="of the records and the faults")
     parser.add_argument(
-        "--days", type=_at_least(1), default=60, help="how far updatedAt reaches back"
+        "--days", type=_at_least(1, 3650), default=60, help="how far updatedAt reaches back"
     )
     for table, number in _DEFAULT_COUNTS.items():
         parser.add_argument(
@@ -276,15 +277,15 @@ def _run_beside(command: List[str]) -> int:
 
 def _run_alone(server: MockKustomer) -> int:
     """Run until Ctrl-C or a request to end."""
-    stopped = threading.Event()
-    # An event, because an exception would be raised in whatever runs at that moment.
+    signals: List[int] = []
+    # Noted, because an exception would be raised in whatever runs at that moment.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, lambda received, _: signals.append(received))
     held = ", ".join(f"{server.store.count(table)} {table}" for table in TABLES)
     print(f"Kustomer mock at {server.url} with API key {server.api_key}: {held}.", flush=True)
     print("Ctrl-C stops it.", flush=True)
-    while not stopped.wait(1.0):
-        """A wait without an end cannot be interrupted on Windows."""
+    while not signals:
+        time.sleep(_SIGNAL_CHECK_SECONDS)
     print("\nStopped.")
     return 0
 
@@ -298,9 +299,15 @@ def main(arguments: List[str]) -> int:
     except PortTakenError as error:
         print(error, file=sys.stderr)
         return 1
-    if options.configuration:
-        options.configuration.write_text(json.dumps(server.configuration(), indent=2) + "\n")
     with server:
+        if options.configuration:
+            try:
+                options.configuration.write_text(
+                    json.dumps(server.configuration(), indent=2) + "\n"
+                )
+            except OSError as error:
+                print(f"{options.configuration}: {error.strerror}", file=sys.stderr)
+                return 1
         return _run_beside(command) if command else _run_alone(server)
 
 

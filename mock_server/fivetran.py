@@ -38,8 +38,11 @@ def fivetran_process(
             yield process
         finally:
             # After Ctrl-C, or a test that failed, nothing is left that runs on.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            if hasattr(os, "killpg"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
             process.stdout.close()
             process.wait()
 

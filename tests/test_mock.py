@@ -702,6 +702,7 @@ def test_switches_can_be_set_from_the_command_line(tmp_path):
         (["--window-seconds", "soon"], "'soon' is not a number of 0 or more"),
         (["--list-window-status", "200"], "'200' is not a number of 400 to 599"),
         (["--configuration", "no/such/folder.json"], "there is no folder no/such"),
+        (["--days", "1000000000"], "'1000000000' is not a number of 1 to 3650"),
     ],
 )
 def test_a_wrong_option_is_an_error_that_says_what_is_right(wrong, says):
@@ -726,6 +727,13 @@ def test_a_file_that_the_mock_did_not_write_is_never_overwritten(tmp_path):
         run = run_mock("--configuration", str(file), "--", sys.executable, "-c", "")
         assert run.returncode == 2 and file.read_text() == text
         assert "exists and was not written by the mock; choose another name" in run.stderr
+
+
+def test_a_file_that_cannot_be_written_is_an_error_and_no_traceback(tmp_path):
+    file = tmp_path / "mock.json"
+    file.symlink_to(tmp_path / "gone" / "mock.json")
+    run = run_mock("--configuration", str(file), "--", sys.executable, "-c", "")
+    assert (run.returncode, run.stderr) == (1, f"{file}: No such file or directory\n")
 
 
 def test_a_configuration_of_the_mocks_own_is_written_again(tmp_path):
