@@ -26,7 +26,7 @@ endif
 
 # The SDK looks for its own helpers on PATH.
 export PATH := $(PATH):$(CURDIR)/$(BIN)
-export CONFIGURATION CONNECTION DESTINATION QUERY WAREHOUSE
+export CONFIGURATION CONNECTION DESTINATION QUERY QUICK WAREHOUSE
 
 .PHONY: demo test lint bench check sync sql package deploy clean ready has-configuration another-python
 
