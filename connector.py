@@ -1747,8 +1747,9 @@ def __shared_out(search: Search, rest: Slice, page: Page, span: timedelta) -> li
     crowded = 2 * span * __SHARED_PAGES_OF_SLICE
     length = max(min((last - rest.low) / pages, crowded), __MILLISECOND)
     slices = min(math.ceil((last - rest.low) / length), __SLICE_MAX_PARTS)
-    spare = __SHARED_SPARE_SEARCHES + __SHARED_SPARE_SHARE * search.records / size
-    spare = int(spare + search.records / size - search.searches)
+    useful = search.records / size
+    in_vain = search.searches - useful
+    spare = int(__SHARED_SPARE_SEARCHES + __SHARED_SPARE_SHARE * useful - in_vain)
     if length == crowded or spare < 2:
         slices = min(slices, spare)
     edges = [__whole_milliseconds(rest.low + place * length) for place in range(slices)]
