@@ -35,7 +35,7 @@ from concurrent.futures import TimeoutError as DeadlineError
 from dataclasses import astuple, dataclass, field, make_dataclass
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Callable, Iterator, NamedTuple
 from urllib.parse import urlsplit
 
@@ -1381,16 +1381,15 @@ def __rows(
             if table.mirrored:
                 # All are read before the first row leaves, so that a failure truncates nothing.
                 found = iter(list(found))
-            for page in __read_ahead(reader, found):
+            for page in __read_ahead(reader, map(partial(__make_rows, table), found)):
                 __show_warnings(reader)
-                __make_rows(table, page)
                 yield page
 
     return Rows(pages())
 
 
-def __make_rows(table: Table, page: Page) -> None:
-    """Fill in a page's rows, and what is to be said of them."""
+def __make_rows(table: Table, page: Page) -> Page:
+    """Return the page with its rows, and what is to be said of them."""
     for record in page.records:
         row = __map_record(table, record if isinstance(record, dict) else {})
         if row["id"] is None:
@@ -1405,6 +1404,7 @@ def __make_rows(table: Table, page: Page) -> None:
         page.deleted.discard(row["id"])
         if not table.deactivates and __flag(attributes.get("deleted")):
             page.deleted.add(row["id"])
+    return page
 
 
 def __read_ahead(client: "Client", pages: Iterator[Page]) -> Iterator[Page]:
@@ -1623,11 +1623,12 @@ def __slices_in_order(search: Search, first: Slice) -> Iterator[Page]:
     with __readers(search.client) as readers:
         while line:
             __start_readings(search, readers, line)
-            under_way = [entry for entry in line if __is_under_way(entry)]
-            wait(under_way, return_when=FIRST_COMPLETED)
-            line = [found for entry in line for found in __found(search, entry, line[0])]
-            while line and isinstance(line[0], Page):
+            if isinstance(line[0], Page):
+                # One at a time: the readers go on while it is delivered.
                 yield line.pop(0)
+            else:
+                wait(filter(__is_under_way, line), return_when=FIRST_COMPLETED)
+            line = [found for entry in line for found in __found(search, entry, line[0])]
 
 
 @contextlib.contextmanager
@@ -2713,8 +2714,6 @@ def __parse_time(value) -> datetime | None:
     return __read_time(value)[0] if isinstance(value, str) else None
 
 
-# A record's updatedAt is read for its order and for its row, and often equals its other times.
-@lru_cache(maxsize=4096)
 def __read_time(text: str) -> tuple[datetime | None, str | None]:
     """Return the moment that an ISO text names, and how Kustomer would write it."""
     try:
