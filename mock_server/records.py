@@ -6,7 +6,8 @@ Values come from pools filled by faker, so that a hundred thousand records take 
 import hashlib
 import random
 from datetime import datetime, timedelta, timezone
-from typing import Dict, Iterator, List, NamedTuple, Optional
+from functools import lru_cache
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
 from faker import Faker
 
@@ -137,6 +138,45 @@ class _Talk(NamedTuple):
     team: str
 
 
+class _Words(NamedTuple):
+    """What records are made of, in many languages."""
+
+    names: List[str]
+    first_names: List[str]
+    company_names: List[str]
+    sentences: List[str]
+    paragraphs: List[str]
+    emails: List[str]
+    phones: List[str]
+    domains: List[str]
+
+
+# Takes longer than making a hundred records from it.
+@lru_cache(maxsize=16)
+def _words(seed: int) -> _Words:
+    fakers = [Faker(locale) for locale in _LOCALES]
+    for number, fake in enumerate(fakers):
+        fake.seed_instance(seed * 1000 + number)
+    english = fakers[0]
+
+    def pool(kind: str) -> List[str]:
+        return [getattr(fake, kind)() for fake in fakers for _ in range(_POOL_SIZE)]
+
+    def english_pool(make: Callable[[], str]) -> List[str]:
+        return [make() for _ in range(_POOL_SIZE * 5)]
+
+    return _Words(
+        names=pool("name") + [f"{english.first_name()} {emoji}" for emoji in "😀🐈🚀👩‍💻🏳️‍🌈"],
+        first_names=pool("first_name"),
+        company_names=pool("company"),
+        sentences=pool("sentence"),
+        paragraphs=pool("paragraph") + ["Grüße 👋\n“quoted” \\ \t <b>bold</b> & more"],
+        emails=english_pool(english.safe_email),
+        phones=english_pool(lambda: english.numerify("+1###555####")),
+        domains=english_pool(english.domain_name),
+    )
+
+
 class _Maker:
     """Makes single records. Shared values are never changed in place: a record is replaced.
 
@@ -146,20 +186,7 @@ class _Maker:
     def __init__(self, seed: int, start: datetime, end: datetime):
         self.random = random.Random(seed)
         self.start, self.span = start, (end - start) / timedelta(milliseconds=1)
-        self.fakers = [Faker(locale) for locale in _LOCALES]
-        for number, fake in enumerate(self.fakers):
-            fake.seed_instance(seed * 1000 + number)
-        english = self.fakers[0]
-        self.names = self._pool("name") + [
-            f"{english.first_name()} {emoji}" for emoji in "😀🐈🚀👩‍💻🏳️‍🌈"
-        ]
-        self.first_names = self._pool("first_name")
-        self.company_names = self._pool("company")
-        self.sentences = self._pool("sentence")
-        self.paragraphs = self._pool("paragraph") + ["Grüße 👋\n“quoted” \\ \t <b>bold</b> & more"]
-        self.emails = [english.safe_email() for _ in range(_POOL_SIZE * 5)]
-        self.phones = [english.numerify("+1###555####") for _ in range(_POOL_SIZE * 5)]
-        self.domains = [english.domain_name() for _ in range(_POOL_SIZE * 5)]
+        self.words = _words(seed)
         self.records: Records = {table: {} for table in TABLES}
         self.made_up = {table: [self._hex(24) for _ in range(8)] for table in TABLES}
         self.role_groups = [self._hex(24) for _ in range(3)]
@@ -187,9 +214,6 @@ class _Maker:
         """Return up to so many ids of a table."""
         ids = self._ids(table)
         return self.random.sample(ids, min(self.random.randrange(most + 1), len(ids)))
-
-    def _pool(self, kind: str) -> List[str]:
-        return [getattr(fake, kind)() for fake in self.fakers for _ in range(_POOL_SIZE)]
 
     def _hex(self, digits: int) -> str:
         return f"{self.random.getrandbits(digits * 4):0{digits}x}"
@@ -242,11 +266,11 @@ class _Maker:
         }
 
     def company(self) -> dict:
-        choose, domain = self.random.choice, self.random.choice(self.domains)
-        attributes = {"name": choose(self.company_names), **self._times()}
+        choose, domain = self.random.choice, self.random.choice(self.words.domains)
+        attributes = {"name": choose(self.words.company_names), **self._times()}
         attributes["tags"] = self._some("tags", 2)
         if self._chance(0.8):
-            attributes["domains"] = [{"domain": domain}, {"domain": choose(self.domains)}]
+            attributes["domains"] = [{"domain": domain}, {"domain": choose(self.words.domains)}]
         elif self._chance(0.5):
             attributes["domains"] = [domain]
         if self._chance(0.7):
@@ -262,17 +286,17 @@ class _Maker:
 
     def brand(self) -> dict:
         attributes = {
-            "name": self.random.choice(self.company_names),
+            "name": self.random.choice(self.words.company_names),
             "default": not self.records["brands"],
             **self._times(),
         }
         if self._chance(0.5):
-            attributes["iconUrl"] = f"https://{self.random.choice(self.domains)}/icon.png"
+            attributes["iconUrl"] = f"https://{self.random.choice(self.words.domains)}/icon.png"
         return self._record("brands", attributes)
 
     def customer(self) -> dict:
         choose = self.random.choice
-        name = choose(self.names)
+        name = choose(self.words.names)
         attributes = {
             "name": name,
             "displayName": name,
@@ -280,9 +304,9 @@ class _Maker:
             "displayIcon": "compass",
             "externalIds": [],
             "sharedExternalIds": [],
-            "emails": self._addresses("email", self.emails),
+            "emails": self._addresses("email", self.words.emails),
             "sharedEmails": [],
-            "phones": self._addresses("phone", self.phones),
+            "phones": self._addresses("phone", self.words.phones),
             "sharedPhones": [],
             "socials": [],
             "sharedSocials": [],
@@ -325,10 +349,10 @@ class _Maker:
         if self._chance(0.2):
             customer["externalId"] = f"crm-{self._hex(8)}"
         if self._chance(0.5):
-            customer["firstName"] = choose(self.first_names)
+            customer["firstName"] = choose(self.words.first_names)
             customer["custom"] = {
                 "planStr": choose(("free", "pro")),
-                "noteTxt": choose(self.sentences),
+                "noteTxt": choose(self.words.sentences),
                 "spentNum": round(self.random.random() * 1000, 2),
             }
         if self._chance(0.02):
@@ -360,7 +384,7 @@ class _Maker:
             conversation=self._new_id(),
             customer=choose(self._ids("customers")),
             channel=choose(tuple(_APPS)),
-            subject=choose(self.sentences),
+            subject=choose(self.words.sentences),
             user=choose(self._ids("users")),
             team=choose(self._ids("teams")),
         )
@@ -461,7 +485,9 @@ class _Maker:
     def _make_conversation_odd(self, conversation: dict) -> None:
         """Leave out of a conversation, or add to it, what not every one has."""
         if self._chance(0.3):
-            conversation["externalId"] = f"<{self._hex(16)}@{self.random.choice(self.domains)}>"
+            conversation["externalId"] = (
+                f"<{self._hex(16)}@{self.random.choice(self.words.domains)}>"
+            )
         if self._chance(0.2):
             conversation["sla"] = {"name": "Two hours", "breached": self._chance(0.5)}
         if self._chance(0.2):
@@ -486,7 +512,7 @@ class _Maker:
 
     def _message(self, talk: _Talk, kind: str, moment: datetime) -> dict:
         choose = self.random.choice
-        incoming, body = kind.endswith("-in"), choose(self.paragraphs)
+        incoming, body = kind.endswith("-in"), choose(self.words.paragraphs)
         created = time_text(moment)
         attributes = {
             "channel": talk.channel,
@@ -511,7 +537,7 @@ class _Maker:
             # Documented samples have the subject here, and not among the attributes.
             place = attributes if self._chance(0.1) else attributes["meta"]
             place["subject"] = talk.subject
-            attributes["externalId"] = f"<{self._hex(16)}@{choose(self.domains)}>"
+            attributes["externalId"] = f"<{self._hex(16)}@{choose(self.words.domains)}>"
         # No documented answer has a body; preview is what comes.
         if self._chance(0.1):
             attributes["body"] = f"{body}\n\n-- \n{talk.subject}"
@@ -545,7 +571,7 @@ class _Maker:
         """Return a note on a conversation, and count it there."""
         conversation_id = self.random.choice(self._ids("conversations"))
         conversation = self.records["conversations"].get(conversation_id)
-        attributes = {"body": self.random.choice(self.paragraphs), **self._times()}
+        attributes = {"body": self.random.choice(self.words.paragraphs), **self._times()}
         if self._chance(0.3):
             attributes["userMentions"] = self._some("users", 2)
         if self._chance(0.1):
@@ -565,20 +591,22 @@ class _Maker:
     def user(self) -> dict:
         """Return a user; one in six is deactivated."""
         number = len(self.records["users"])
-        name = self.random.choice(self.names)
+        name = self.random.choice(self.words.names)
         attributes = {
             "name": name,
             "displayName": name.split()[0],
-            "email": f"agent{number}@{self.random.choice(self.domains)}",
+            "email": f"agent{number}@{self.random.choice(self.words.domains)}",
             "userType": self.random.choice(("user", "user", "user", "limited", "machine")),
             "roles": ["org.user"],
             "roleGroups": self.random.sample(self.role_groups, self.random.randrange(3)),
             **self._times(),
         }
         if self._chance(0.3):
-            attributes["mobile"] = self.random.choice(self.phones)
+            attributes["mobile"] = self.random.choice(self.words.phones)
         if self._chance(0.3):
-            attributes["avatarUrl"] = f"https://{self.random.choice(self.domains)}/{number}.png"
+            attributes["avatarUrl"] = (
+                f"https://{self.random.choice(self.words.domains)}/{number}.png"
+            )
         if number % 6 == 5:
             attributes["deletedAt"] = attributes["updatedAt"]
         return self._record("users", attributes)
@@ -607,6 +635,6 @@ class _Maker:
 
     def _message_meta(self) -> dict:
         """Return meta with `to` as Kustomer gives it: an array, an object or a text."""
-        address = self.random.choice(self.emails)
+        address = self.random.choice(self.words.emails)
         to = self.random.choice(([{"email": address}], {"email": address}, address))
-        return {"to": to, "cc": [], "from": self.random.choice(self.emails)}
+        return {"to": to, "cc": [], "from": self.random.choice(self.words.emails)}

@@ -18,6 +18,8 @@ from mock_server.records import Records
 API_KEY = "mock-api-key"
 _HTML = b"<!doctype html><html><body>The service is taking a break.</body></html>"
 _GZIP_FROM_BYTES = 1_000
+# Most of what a test's mock takes is how soon it notices that it should end.
+_SHUTDOWN_POLL_SECONDS = 0.002
 
 
 class PortTakenError(Exception):
@@ -84,7 +86,9 @@ class MockKustomer:
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
 
     def __enter__(self) -> "MockKustomer":
-        serve = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
+        serve = threading.Thread(
+            target=self._http.serve_forever, args=(_SHUTDOWN_POLL_SECONDS,), daemon=True
+        )
         serve.start()
         return self
 
