@@ -1,9 +1,16 @@
 """What every test gets: time that does not pass, a log that is on, and a destination."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import connector
 from tests.support import Destination
+
+_COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("quick", max_examples=30, **_COMMON)
+# For a night: pytest --hypothesis-profile=thorough --timeout=0
+settings.register_profile("thorough", max_examples=1000, **_COMMON)
+settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,13 @@
 which shares nothing with the connector's."""
 
 import json
-from typing import Dict
+from typing import Dict, Tuple
 
 from mock_server import MockKustomer
 from tests.support import TABLES, Destination
 
+# By the identity of a record: the record, which keeps that identity its own, and its row.
+_ROWS: Dict[int, Tuple[dict, dict]] = {}
 # column: (kind, the attributes to look into, in order)
 _PLAIN = {
     "customers": {
@@ -138,7 +140,16 @@ _RELATED = {
 
 
 def expected_row(table: str, record: dict) -> dict:
-    """Return the row that a record of the mock ought to become."""
+    """Return the row that a record of the mock ought to become.
+
+    It is worked out once for each record object: the mock replaces a record, and never changes it.
+    """
+    if id(record) not in _ROWS:
+        _ROWS[id(record)] = (record, _expected_row(table, record))
+    return _ROWS[id(record)][1]
+
+
+def _expected_row(table: str, record: dict) -> dict:
     attributes = record["attributes"]
     row = {"id": record["id"]}
     for column, (kind, *names) in _PLAIN[table].items():

@@ -3,7 +3,7 @@ arrives as the source has it, or the user is told that it may not."""
 
 from unittest import mock as patching
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import connector
@@ -30,7 +30,6 @@ BEHAVIOURS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     behaviour=BEHAVIOURS,
     ties=st.lists(st.integers(0, 2000), min_size=1, max_size=60),

@@ -16,8 +16,7 @@ from tests.expected import assert_mirrors, expected_row, source_rows
 from tests.project import Project
 from tests.support import TABLES, Destination, mock, sync
 
-RECORDS = make_records(customers=200, companies=65, brands=3, messages=260, same_moment=60)
-_EXPECTED: dict = {}
+RECORDS = make_records(customers=90, companies=45, brands=3, messages=240, same_moment=60)
 PAGE = {"max_records_per_page": "20", "retry_attempts": "0"}
 
 
@@ -42,15 +41,7 @@ class Auditor(Destination):
                 attributes = record["attributes"]
                 if attributes["updatedAt"] < cursor and attributes.get("deleted") is not True:
                     row = self.rows[table].get(record_id)
-                    assert row == once_expected(table, record), f"{table} claims {record_id}"
-
-
-def once_expected(table: str, record: dict) -> dict:
-    """Return the row that a record ought to become, worked out once for each record object: the
-    mock replaces a record, and never changes it."""
-    if id(record) not in _EXPECTED:
-        _EXPECTED[id(record)] = (record, expected_row(table, record))
-    return _EXPECTED[id(record)][1]
+                    assert row == expected_row(table, record), f"{table} claims {record_id}"
 
 
 def change_some(server) -> None:
@@ -100,7 +91,7 @@ def test_a_first_sync_stopped_at_any_request_goes_on_without_loss(monkeypatch):
             reached = crash_at(number, auditor, server)
             sync(server, auditor, **PAGE)
             assert_mirrors(auditor, server)
-    assert 35 < number < 60
+    assert 30 < number < 60
 
 
 def test_an_incremental_sync_stopped_at_any_request_goes_on_without_loss(monkeypatch):
@@ -134,7 +125,7 @@ def test_a_sync_stopped_again_and_again_ends_without_loss(monkeypatch):
 
 
 def test_a_destination_that_fails_at_any_row_loses_none(monkeypatch):
-    for number in range(0, 530, 40):
+    for number in range(0, 370, 40):
         with mock(RECORDS) as server:
             auditor = Auditor(server)
             monkeypatch.setattr(connector, "op", auditor)
@@ -154,7 +145,7 @@ def test_a_destination_that_fails_at_any_row_loses_none(monkeypatch):
 
 
 def test_fivetran_debug_killed_at_five_points_goes_on_without_loss(tmp_path):
-    records = make_records(customers=1500, companies=150, brands=3, messages=9000)
+    records = make_records(customers=1500, companies=150, brands=3, messages=6500)
     with mock(records) as server:
         project = Project(tmp_path, server)
         for number in (2, 6, 9, 14, 21):

@@ -2,7 +2,7 @@
 
 from unittest import mock as patching
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import connector
@@ -41,7 +41,6 @@ def means_another_host(changes: dict) -> bool:
         return False
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     changes=st.dictionaries(
         st.sampled_from([*NAMES, "unknown", ""]), values | numbers | words, max_size=4

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta, timezone
 from unittest import mock as patching
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import connector
@@ -70,7 +70,6 @@ def searchable(server) -> bool:
     return SEARCH_ROLE in server.behaviour.roles
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     ties=st.lists(st.integers(0, 40), min_size=1, max_size=30),
     size=st.sampled_from(["20", "25", "100"]),

@@ -5,7 +5,7 @@ import time
 from unittest import mock as patching
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import connector
@@ -169,7 +169,6 @@ def test_the_destination_is_called_from_one_thread_only(destination, monkeypatch
     assert threads == {threading.get_ident()}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     moves=st.lists(
         st.tuples(
