@@ -2633,8 +2633,8 @@ def __handle_request_error(
     if failures >= client.settings.retry_attempts:
         times = f" {failures + 1} times. The last error was" if failures else ""
         raise KustomerError(
-            f"{request} failed{times}: {cause}. If this persists, check whether Kustomer is up, "
-            "raise retry_attempts or request_timeout_seconds, or lower max_records_per_page."
+            f"{request} failed{times}: {cause}. If this persists, check your network, base_url and "
+            "whether Kustomer is up; raise retry_attempts or request_timeout_seconds, or lower max_records_per_page."
         )
     __wait(client, __backoff_seconds(failures), f"{purpose}: {cause}")
 

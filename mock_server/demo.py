@@ -83,7 +83,7 @@ def main() -> int:
         print("A Kustomer API on this machine, with " + _numbers(records) + ".")
         _sync("First sync")
         first = _contents()
-        print("In the warehouse: " + _numbers(first) + ".")
+        print("In the warehouse, without deleted rows: " + _numbers(first) + ".")
         for title, query in _PICTURES.items():
             _draw(title, query)
         changed = _change_some(server)

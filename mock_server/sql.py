@@ -5,9 +5,14 @@ from pathlib import Path
 
 import duckdb
 
-_COUNTS = (
-    "select table_name as tester_table, estimated_size as rows from duckdb_tables() "
-    "where schema_name = 'tester' order by table_oid"
+# A table without any row so far has no column that tells deleted rows apart.
+_TABLES = """
+    select table_name, if(bool_or(column_name = '_fivetran_deleted'), '_fivetran_deleted', 'false')
+    from duckdb_columns() where schema_name = 'tester' group by table_name order by min(table_oid)
+"""
+_COUNT = (
+    "select '{0}' as \"table\", count(*) filter (not {1}) as rows, "
+    "count(*) filter ({1}) as deleted from tester.\"{0}\""
 )
 
 
@@ -18,8 +23,13 @@ def main(warehouse: str, query: str = "") -> int:
         return 1
     try:
         with duckdb.connect(warehouse, read_only=True) as database:
+            tables = database.execute(_TABLES).fetchall()
+            if not tables:
+                print(f"{warehouse} has no tables yet: no sync succeeded.", file=sys.stderr)
+                return 1
             # DuckDB prints by itself; fetching times with a zone into Python would need pytz.
-            database.sql(query or _COUNTS).show(max_rows=200)
+            shown = query or " union all ".join(_COUNT.format(*table) for table in tables)
+            database.sql(shown).show(max_rows=200)
     except duckdb.Error as error:
         print(error, file=sys.stderr)
         return 1
