@@ -1,16 +1,16 @@
-"""Kustomer's customers, companies, brands, messages, and more on request, for a Fivetran
-destination.
+"""A Fivetran connector that copies Kustomer's customers, companies, brands and messages, and
+further tables on request, to a destination.
 
-Each section can be read alone and opens with what it guarantees to the sections above it:
+Each section can be read on its own and opens with what it guarantees to the others:
 
     Reading a record     how a column's value is found in a record
-    Tables               what is copied: one declaration and one generator for each table
-    Settings             the configuration: what is allowed, and what a wrong value is told
+    Tables               what is copied: a declaration and a generator for each table
+    Settings             the configuration: what is allowed, and the errors for wrong values
     Sync                 schema() and update(): from rows to the destination, state, log
     Rows                 from pages of records to pages of rows; search or list
     Search               finding changed records by slices of time
-    Lists                reading a list that moves while it is read
-    Requests             one HTTP exchange, its retries and its waits
+    Lists                reading a list whose records move while it is read
+    Requests             HTTP requests, their retries and waits
     Time                 timestamps, windows and clocks
     Setup form           what Fivetran shows when a connection is set up
 """
@@ -48,17 +48,17 @@ VERSION = "1.2.0"
 
 
 class KustomerError(Exception):
-    """A table cannot be read; the text says what happened and what to do about it."""
+    """A table cannot be read. The message says what happened and what to do about it."""
 
 
 class SyncStoppedError(KustomerError):
-    """No table can be read any more; the sync ends at once."""
+    """No table can be read. The sync ends immediately."""
 
 
 class RefusedError(KustomerError):
-    """Kustomer refused a request with a status that retrying cannot change.
+    """Kustomer refused a request with a status that retrying cannot fix.
 
-    `status` is the HTTP status, `reason` what Kustomer's error message says.
+    `status` is the HTTP status and `reason` is Kustomer's own error message.
     """
 
     def __init__(self, message: str, status: int, reason: str):
@@ -71,31 +71,32 @@ class RefusedError(KustomerError):
 
 
 class SearchUnusableError(Exception):
-    """Search cannot serve a table, which is then read from its list; the text says why."""
+    """Search cannot be used for a table, which is then read from its list; the text says why."""
 
 
 class SearchRefusedError(SearchUnusableError):
-    """Search refuses a table, and will refuse it in the next sync as well."""
+    """Search refuses a table and will refuse it in the next sync too."""
 
 
 class PageSizeError(Exception):
-    """A list does not give pages of the size asked for, and is read another way."""
+    """A list does not return pages of the requested size and has to be read another way."""
 
 
 class TryAgainError(Exception):
-    """Internal: retried by `execute_api_request`, never raised to callers. The text is the cause."""
+    """Internal: retried by `execute_api_request`, never raised to callers. Its text is the
+    cause."""
 
 
 class RateLimitError(TryAgainError):
-    """Internal, like TryAgainError: a 429, whose headers are the argument."""
+    """Internal, like TryAgainError: a 429 response. The argument is its headers."""
 
 
 # --------------------------------------------------------------------------------------------
 # Reading a record
 #
-# A column is its Fivetran type, the attribute it comes from, and how that is converted. What a
-# record does not have is None: Kustomer leaves an attribute without a value out, or sends null, "",
-# [] or {}. Nothing here raises, whatever the record holds.
+# A column has a Fivetran type, the attribute that it is read from, and a conversion. A missing
+# value is None: Kustomer omits an attribute without a value, or sends null, "", [] or {}. Nothing
+# in this section raises, whatever a record contains.
 # --------------------------------------------------------------------------------------------
 
 __LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -108,8 +109,8 @@ __INT_RANGE = (-(2**31), 2**31 - 1)
 
 
 class Column(NamedTuple):
-    """A column: its Fivetran type, the attribute it comes from (None: the record itself), how the
-    attribute's value is converted, and the column that is read where that gives None."""
+    """A column: its Fivetran type, the attribute it is read from (None: the record itself), the
+    conversion of that value, and the column to fall back to when the result is None."""
 
     type: str
     source: str | None
@@ -118,7 +119,7 @@ class Column(NamedTuple):
 
 
 def __attributes(record) -> dict:
-    """Return a record's attributes; a record that comes flat is its own attributes."""
+    """Return a record's attributes. A record without `attributes` holds them itself."""
     if not isinstance(record, dict):
         return {}
     attributes = record.get("attributes")
@@ -126,7 +127,7 @@ def __attributes(record) -> dict:
 
 
 def __record_id(record) -> str | None:
-    """Return a record's id as text, or None when it has none."""
+    """Return a record's id as a string, or None if it has none."""
     value = record.get("id") if isinstance(record, dict) else None
     if isinstance(value, str):
         return value or None
@@ -138,12 +139,12 @@ def __updated_at(record) -> datetime | None:
 
 
 def __version(record) -> tuple[str | None, str]:
-    """Return what identifies a record as it is now: another update is another version."""
+    """Return a record's id and updatedAt: every update makes a new version."""
     return __record_id(record), str(__attributes(record).get("updatedAt"))
 
 
 def __text(value) -> str | None:
-    """Return a value as a STRING column takes it: text unchanged, anything else as JSON."""
+    """Return a value for a STRING column: a string unchanged, anything else as JSON."""
     if not isinstance(value, str):
         if value is None or value == [] or value == {}:
             return None
@@ -152,7 +153,7 @@ def __text(value) -> str | None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            # Half of a surrogate pair is valid in JSON, but no destination can store it.
+            # JSON allows half of a surrogate pair, but no destination can store it.
             return __LONE_SURROGATE.sub("\ufffd", value)
     return value or None
 
@@ -164,7 +165,7 @@ def __flag(value) -> bool | None:
 
 
 def __count(value) -> int | None:
-    """Return a whole number that an INT column holds, or None."""
+    """Return a whole number that fits an INT column, or None."""
     if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,10}", value, re.ASCII):
         value = int(value)
     whole = isinstance(value, int) and not isinstance(value, bool)
@@ -174,20 +175,20 @@ def __count(value) -> int | None:
 
 
 def __time(value) -> str | None:
-    """Return a time as Kustomer writes it, in UTC, or None when it cannot be read."""
+    """Return a time in UTC, as Kustomer writes times, or None if it cannot be parsed."""
     return __read_time(value)[1] if isinstance(value, str) else None
 
 
 def __related_id(record: dict, name: str) -> str | None:
-    """Return the id of a related record. Its type is ignored: Kustomer names some wrongly."""
+    """Return the id of a related record. Its type is ignored: Kustomer gets some types wrong."""
     relationships = record.get("relationships")
     relation = relationships.get(name) if isinstance(relationships, dict) else None
     return __record_id(relation.get("data")) if isinstance(relation, dict) else None
 
 
 def __first_of(entries, name: str, preferred: tuple[str, Any] | None = None):
-    """Return `name` of the first entry that has it, or of the first one with the preferred
-    attribute value. An entry that is text stands for itself."""
+    """Return `name` of the first entry with the preferred attribute value, else of the first entry
+    that has `name`. An entry that is a string is its own value."""
     first = None
     for entry in entries if isinstance(entries, list) else ():
         value = entry.get(name) if isinstance(entry, dict) else entry
@@ -201,21 +202,21 @@ def __first_of(entries, name: str, preferred: tuple[str, Any] | None = None):
     return first
 
 
-# The kinds of columns. Names are Kustomer's attribute names.
+# The kinds of columns. `name` is always the name of one of Kustomer's attributes.
 
 
 def text(name: str, otherwise: Column | None = None) -> Column:
-    """An attribute as text."""
+    """An attribute as a string."""
     return Column("STRING", name, __text, otherwise)
 
 
 def as_json(name: str) -> Column:
-    """A nested attribute as JSON text. The column is a STRING, because any destination takes it."""
+    """A nested attribute as JSON. The column is a STRING, which every destination supports."""
     return Column("STRING", name, __text)
 
 
 def flag(name: str) -> Column:
-    """A boolean, also where it comes as the text true or false."""
+    """A boolean, including the strings "true" and "false"."""
     return Column("BOOLEAN", name, __flag)
 
 
@@ -230,7 +231,7 @@ def time_of(name: str) -> Column:
 
 
 def inside(name: str, inner: str) -> Column:
-    """The text of an attribute inside a nested attribute."""
+    """One value of a nested attribute, as a string."""
     return Column(
         "STRING", name, lambda value: __text(value.get(inner)) if isinstance(value, dict) else None
     )
@@ -242,20 +243,20 @@ def related(name: str, otherwise: Column) -> Column:
 
 
 def reference(name: str, otherwise: Column | None = None) -> Column:
-    """An attribute that holds an id as text, as records do that come flat."""
+    """An attribute that holds the id of another record, as in records without `attributes`."""
     return Column(
         "STRING", name, lambda value: __text(value) if isinstance(value, str) else None, otherwise
     )
 
 
 def first_of(name: str, entry_name: str, preferred: tuple[str, Any] | None = None) -> Column:
-    """One value of a list of objects: that of the first entry with the preferred attribute value,
-    else of the first entry."""
+    """One value from a list of objects: from the first entry with the preferred attribute value,
+    else from the first entry."""
     return Column("STRING", name, lambda value: __text(__first_of(value, entry_name, preferred)))
 
 
 def each_of(name: str, entry_name: str) -> Column:
-    """One value of each entry of a list, as a JSON array; entries may be objects or texts."""
+    """One value from each entry of a list, as a JSON array. Entries are objects or strings."""
 
     def convert(entries) -> str | None:
         if not isinstance(entries, list):
@@ -272,24 +273,25 @@ CHANGE_TIMES = {"created_at": time_of("createdAt"), "updated_at": time_of("updat
 # --------------------------------------------------------------------------------------------
 # Tables
 #
-# A table is declared once: schema, rows, setup tests and errors all read the declaration. To add a
-# column, add it to `columns`; to add a table, add a declaration, its generator, and both to
-# GENERATORS.
+# A table is declared once; the schema, rows, setup tests and errors all use the declaration. To
+# add a column, add it to `columns`. To add a table, add a declaration and a generator, and add
+# both to GENERATORS.
 # --------------------------------------------------------------------------------------------
 
 
 class Table:
-    """A destination table, and where Kustomer keeps its records.
+    """A destination table and where its records are in Kustomer.
 
-    `object_name` names the object in the role that the API key needs. `search` is the query
-    context in which search finds changed records, or None where it cannot. A `mirrored` table is
-    read whole and truncated before it is delivered. `columns` are in the destination's order.
+    `object_name` is the object's name in the role that the API key needs. `search` is the query
+    context that finds the table's changed records, or None if there is none. A `mirrored` table is
+    read completely, and truncated before its rows are delivered. `columns` are in the order of the
+    destination.
 
-    Where `search_is_documented` is false, search has to show that it knows the table.
+    If `search_is_documented` is false, search is used only if it proves that it knows the table.
 
-    A table `on_request` is read when the setting `additional_tables` names it. `page_maximum` is
-    how many records a page of its list may have. A table that `deactivates` has a second list, of
-    the records that are no longer active: they stay rows, and their attribute `deactivated` is
+    A table `on_request` is read only if the setting `additional_tables` names it. `page_maximum`
+    is the most records that a page of its list can have. A table that `deactivates` has a second
+    list of records that are no longer active. They stay in the table, with `deactivated` set to
     true.
     """
 
@@ -321,7 +323,7 @@ class Table:
         self.page_maximum = page_maximum
         self.deactivates = deactivates
         self.readers = [(column, *declared) for column, declared in columns.items()]
-        # Columns whose values can be unreadable.
+        # Columns that may have values that cannot be converted.
         self.typed = [
             (name, kind.source) for name, kind in columns.items() if kind.type != "STRING"
         ]
@@ -360,7 +362,7 @@ COMPANIES = Table(
         "name": text("name"),
         "website": first_of("urls", "url", ("type", "website")),
         "domains": each_of("domains", "domain"),
-        # The second spelling is that of Kustomer's own examples.
+        # The second spelling is from Kustomer's own examples.
         "external_id": text("externalId", text("extenalId")),
         "tags": as_json("tags"),
         "custom": as_json("custom"),
@@ -397,7 +399,8 @@ MESSAGES = Table(
         "message_type": text("directionType"),
         "status": text("status"),
         "subject": text("subject", inside("meta", "subject")),
-        # Kustomer's answers have shown `preview` only: plain text, cut at 10,240 characters.
+        # So far, Kustomer has only been seen to send `preview`: plain text of at most 10,240
+        # characters.
         "body": text("body", text("preview")),
         "app": text("app"),
         "source": text("source"),
@@ -536,7 +539,7 @@ TAGS = Table(
 
 
 def __map_record(table: Table, record: dict) -> dict[str, Any]:
-    """Return the row of a record: a value for every column, in their order."""
+    """Return the row of a record: a value or None for every column, in order."""
     attributes, row = __attributes(record), {}
     for column, _, source, convert, otherwise in table.readers:
         value = record if source is None else attributes.get(source)
@@ -577,25 +580,25 @@ def get_customers(
     *,
     client: "Client | None" = None,
 ) -> "Rows":
-    """Return the rows of the customers that changed since `last_sync_time`, deleted ones too.
+    """Return the rows of the customers that changed since `last_sync_time`.
 
-    Nothing is requested before the first row is asked for.
+    Deleted customers are included. No request is sent until the first row is asked for.
 
     Args:
         api_key: the Kustomer API key.
-        last_sync_time: ISO time of the last sync, or None for a first one, which reaches back
-            `initial_sync_days`. The ten minutes before it are read again.
-        configuration: the connector's configuration; a setting it lacks has its default.
-        client: the connection and settings of a running sync; without it the rows have their own.
+        last_sync_time: ISO time of the last sync, or None for a first sync, which goes back
+            `initial_sync_days`. The ten minutes before this time are read again.
+        configuration: the connector's configuration; missing settings use their defaults.
+        client: the connection and settings of a running sync; by default, the rows open their own.
 
     Returns:
-        An iterator of rows, each a dict with a value or None for every column. A row may come
-        twice; the later one is right. `pages` gives the same rows as pages, which also tell which
-        rows are deleted.
+        An iterator of rows, each a dict with a value or None for every column. A row may appear
+        twice; the later one is current. `pages` yields the same rows in pages, which also say
+        which rows are deleted.
 
     Raises:
-        KustomerError: while iterating, when the key lacks a role or Kustomer cannot be read.
-        ValueError: while iterating, when the configuration or `last_sync_time` is wrong.
+        KustomerError: while iterating, if the key lacks a role or Kustomer cannot be read.
+        ValueError: while iterating, if the configuration or `last_sync_time` is invalid.
     """
     return __rows(CUSTOMERS, api_key, last_sync_time, configuration, client)
 
@@ -617,7 +620,7 @@ def get_companies(
 def get_brands(
     api_key: str, configuration: dict | None = None, *, client: "Client | None" = None
 ) -> "Rows":
-    """Return the rows of all brands, the first of them once all have been read.
+    """Return the rows of all brands. All of them are read before the first one is returned.
 
     Arguments, rows and errors are those of `get_customers`.
     """
@@ -631,7 +634,9 @@ def get_messages(
     *,
     client: "Client | None" = None,
 ) -> "Rows":
-    """Return the rows of the messages that changed since `last_sync_time`, deleted ones too.
+    """Return the rows of the messages that changed since `last_sync_time`.
+
+    Deleted messages are included.
 
     Arguments, rows and errors are those of `get_customers`.
     """
@@ -645,7 +650,9 @@ def get_conversations(
     *,
     client: "Client | None" = None,
 ) -> "Rows":
-    """Return the rows of the conversations that changed since `last_sync_time`, deleted ones too.
+    """Return the rows of the conversations that changed since `last_sync_time`.
+
+    Deleted conversations are included.
 
     Arguments, rows and errors are those of `get_customers`.
     """
@@ -659,7 +666,9 @@ def get_notes(
     *,
     client: "Client | None" = None,
 ) -> "Rows":
-    """Return the rows of the notes that changed since `last_sync_time`, deleted ones too.
+    """Return the rows of the notes that changed since `last_sync_time`.
+
+    Deleted notes are included.
 
     Arguments, rows and errors are those of `get_customers`.
     """
@@ -669,7 +678,9 @@ def get_notes(
 def get_users(
     api_key: str, configuration: dict | None = None, *, client: "Client | None" = None
 ) -> "Rows":
-    """Return the rows of all users, deactivated ones too, the first of them once all have been read.
+    """Return the rows of all users, including deactivated ones.
+
+    All of them are read before the first one is returned.
 
     Arguments, rows and errors are those of `get_customers`.
     """
@@ -679,7 +690,7 @@ def get_users(
 def get_teams(
     api_key: str, configuration: dict | None = None, *, client: "Client | None" = None
 ) -> "Rows":
-    """Return the rows of all teams, the first of them once all have been read.
+    """Return the rows of all teams. All of them are read before the first one is returned.
 
     Arguments, rows and errors are those of `get_customers`.
     """
@@ -689,14 +700,14 @@ def get_teams(
 def get_tags(
     api_key: str, configuration: dict | None = None, *, client: "Client | None" = None
 ) -> "Rows":
-    """Return the rows of all tags, the first of them once all have been read.
+    """Return the rows of all tags. All of them are read before the first one is returned.
 
     Arguments, rows and errors are those of `get_customers`.
     """
     return __rows(TAGS, api_key, None, configuration, client)
 
 
-# Every table with the generator of its rows, in the order in which a sync reads them.
+# Each table and the generator of its rows, in the order in which a sync reads them.
 GENERATORS: dict[Table, Callable[..., "Rows"]] = {
     CUSTOMERS: get_customers,
     COMPANIES: get_companies,
@@ -714,9 +725,9 @@ ADDITIONAL_TABLES = tuple(table.name for table in TABLES if table.on_request)
 # --------------------------------------------------------------------------------------------
 # Settings
 #
-# A setting is declared once: its default, what it takes, and the words for the setup form. A
-# configuration is checked as a whole, before the first request, and an error never repeats what
-# may be a key.
+# A setting is declared once: its default, its allowed values, and its text on the setup form. The
+# whole configuration is checked before the first request, and an error never repeats a value that
+# might be a key.
 # --------------------------------------------------------------------------------------------
 
 __DEFAULT_ORIGIN = "https://api.kustomerapp.com"
@@ -732,8 +743,8 @@ __SWITCH_WORDS = {
 def __parse_key(text: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]+", text):
         raise ValueError(
-            "must not contain spaces, line breaks or characters that no key has; copy the key "
-            "again, without 'Bearer'"
+            "must not contain spaces, line breaks or other characters that are not part of a key; "
+            "copy the key again, without 'Bearer'"
         )
     return text
 
@@ -764,7 +775,7 @@ def __parse_tables(text: str) -> tuple[str, ...]:
 
 
 def __parse_origin(text: str) -> str:
-    """Return the API origin that an address or an organization's name means.
+    """Return the API origin for an address or the name of an organization.
 
     Source: https://developer.kustomer.com/docs/get-started/regions-and-base-urls.
     """
@@ -772,7 +783,7 @@ def __parse_origin(text: str) -> str:
     problem = ValueError(
         "is not allowed; use https://api.kustomerapp.com (US), https://api.prod2.kustomerapp.com "
         "(EU), https://api.prod4.kustomerapp.com (India), or the name or address of your "
-        f"organization on {__KUSTOMER_DOMAIN}. The key is sent nowhere else"
+        f"organization on {__KUSTOMER_DOMAIN}. The key is never sent anywhere else"
     )
     if re.fullmatch(r"[A-Za-z0-9-]+", text) and text.lower() != "localhost":
         text = f"{text}.{__KUSTOMER_DOMAIN}"
@@ -803,8 +814,11 @@ def __is_loopback(host: str) -> bool:
 
 
 class Setting(NamedTuple):
-    """A configuration key. `parse` reads its text or raises ValueError with what it must be;
-    `label` and `description` are the setup form's. `default` None means that it has none."""
+    """A configuration key.
+
+    `parse` converts its string, or raises ValueError with what the value must be. `label` and
+    `description` appear on the setup form. A `default` of None means that there is no default.
+    """
 
     name: str
     parse: Callable[[str], Any]
@@ -814,7 +828,7 @@ class Setting(NamedTuple):
     limits: tuple[int, int] | None = None
 
     def explained(self) -> str:
-        """Return the description with the range and the default."""
+        """Return the description, the range and the default."""
         notes = []
         if self.limits:
             notes.append("{} to {}.".format(*self.limits))
@@ -833,7 +847,7 @@ SETTINGS = (
         __parse_key,
         None,
         "API key",
-        "Create it in Kustomer under Settings > Security > API Keys, with the roles to read "
+        "Create a key in Kustomer under Settings > Security > API Keys, with the roles to read "
         "customers, companies, brands, messages and any additional tables, and to search.",
     ),
     Setting(
@@ -849,73 +863,75 @@ SETTINGS = (
         __parse_tables,
         (),
         "Additional tables",
-        f"Which of {', '.join(ADDITIONAL_TABLES)} to read as well: names separated by commas, or "
-        f"{__ALL_TABLES}. When empty, none of them. The API key needs the role of each.",
+        f"Further tables to sync: any of {', '.join(ADDITIONAL_TABLES)}, separated by commas, or "
+        f"{__ALL_TABLES}. Leave empty for none. The API key needs a role for each table.",
     ),
     __number(
         "initial_sync_days",
         (1, 365),
         90,
         "Days of history",
-        "How many days back the first sync looks for changed records.",
+        "The number of days before the first sync for which changed records are read.",
     ),
     __number(
         "sync_frequency_hours",
         (1, 168),
         None,
         "Hours between reads of a table",
-        "A table that was read less than this many hours ago is left for a later sync. When "
-        "empty, every sync reads every table.",
+        "A sync skips a table that was read less than this many hours ago. Leave empty to read "
+        "every table in every sync.",
     ),
     __number(
         "max_records_per_page",
         (1, 1000),
         500,
         "Records per page",
-        "How many records to request at once. Lists return at most 100, searches at most 500.",
+        "The number of records to request at a time. Kustomer returns at most 100 from a list and "
+        "500 from a search.",
     ),
     __number(
         "api_utilization_percentage",
         (10, 100),
         90,
         "API utilization in percent",
-        "Lists wait while more than this share of the organization's requests a minute is used, "
-        "by whomever. Searches have a limit of their own.",
+        "Requests for lists wait while all of the organization's apps together use more than this "
+        "share of its requests per minute. Searches have a rate limit of their own.",
     ),
     __number(
         "request_timeout_seconds",
         (1, 300),
         30,
         "Request timeout in seconds",
-        "How long to wait for Kustomer to connect, and for each part of its answer.",
+        "How long to wait for a connection, and for each part of a response.",
     ),
     __number(
         "retry_attempts",
         (0, 10),
         3,
         "Retries",
-        "How often a failed request is sent again. Waits for the rate limit do not count.",
+        "How many times a failed request is retried. Waits for the rate limit do not count.",
     ),
     Setting(
         "enable_incremental_sync",
         __parse_switch,
         True,
         "Incremental sync",
-        "On (default): read what changed since the last sync. Off: read everything each time.",
+        "On (default): each sync reads what changed since the last one. Off: each sync reads "
+        "everything.",
     ),
     Setting(
         "enable_debug_logging",
         __parse_switch,
         False,
         "Debug logging",
-        "On: write one log line for each request. Off by default.",
+        "On: the log has a line for each request. Off by default.",
     ),
 )
 __SETTING = {setting.name: setting for setting in SETTINGS}
 __API_KEY = __SETTING["api_key"]
 
 
-# The checked configuration: its fields are the settings, with their types and defaults.
+# A valid configuration. Its fields are the settings, converted and with defaults.
 Settings = make_dataclass(
     "Settings",
     [(setting.name, Any, field(repr=setting is not __API_KEY)) for setting in SETTINGS],
@@ -924,17 +940,17 @@ Settings = make_dataclass(
 
 
 def validate_configuration(configuration: dict | None) -> Settings:
-    """Check the whole configuration and return it with types and defaults.
+    """Check the whole configuration and return it, converted and with defaults.
 
     Args:
         configuration: the flat dictionary of strings that Fivetran passes. An empty string or an
-            untouched `<PLACEHOLDER>` counts as not set.
+            unchanged `<PLACEHOLDER>` counts as not set.
 
     Returns:
-        Settings with every key typed and within its range.
+        Settings in which every value has its type and is within its range.
 
     Raises:
-        ValueError: naming every setting that is wrong, its value (never a key) and what it must be.
+        ValueError: names every invalid setting, its value (never a key) and what it must be.
     """
     given = configuration or {}
     values, problems = {}, []
@@ -949,8 +965,8 @@ def validate_configuration(configuration: dict | None) -> Settings:
 
 
 def __setting_value(setting: Setting, configuration: dict):
-    """Return the typed value of a setting, or raise ValueError with its name, its value where that
-    is safe to show, and what it must be."""
+    """Return the value of a setting, or raise ValueError with its name, its value if that is safe
+    to show, and what it must be."""
     value = configuration.get(setting.name)
     try:
         return __typed_value(setting, value)
@@ -994,12 +1010,12 @@ def __warn_of_unknown_keys(configuration: dict, warn: Callable[[str], None]) -> 
 # --------------------------------------------------------------------------------------------
 # Sync
 #
-# Delivers each table's rows, and saves how far they are safe. A table that fails does not stop
-# the others; the sync then ends as failed, and the next one goes on where this one was safe.
+# Delivers each table's rows and saves a cursor for each table. A table that fails does not stop
+# the others. The sync then ends as failed, and the next one resumes from the saved cursors.
 # --------------------------------------------------------------------------------------------
 
 __CHECKPOINT_EVERY_ROWS = 5_000
-# Two pages of parsed records stay well below this many objects.
+# Two pages of parsed records have far fewer objects than this.
 __COLLECT_GARBAGE_FROM_OBJECTS = 200_000
 __RESET_HINT = (
     "Reset the connection: 'fivetran reset' for a local run, a historical re-sync on Fivetran."
@@ -1007,19 +1023,19 @@ __RESET_HINT = (
 
 
 def schema(configuration: dict) -> list[dict]:
-    """Define the tables that the connector delivers, each with its primary key and all columns.
+    """Define the tables that the connector delivers, with their primary keys and columns.
 
-    Every column is declared, because one that never has a value would not exist otherwise.
+    Every column is declared, because a column without any value would not exist otherwise.
     See https://fivetran.com/docs/connectors/connector-sdk/technical-reference#schema.
 
     Args:
-        configuration: the connection's settings; `additional_tables` decides which tables there are.
+        configuration: the connection's settings; `additional_tables` adds tables.
 
     Returns:
-        A list of tables in Fivetran's form.
+        A list of tables in the format that Fivetran expects.
 
     Raises:
-        ValueError: when `additional_tables` names a table that does not exist.
+        ValueError: if `additional_tables` names a table that does not exist.
     """
     additional = __setting_value(__SETTING["additional_tables"], configuration or {})
     return [
@@ -1033,7 +1049,7 @@ def schema(configuration: dict) -> list[dict]:
 
 
 def __wanted(additional_tables: tuple[str, ...]) -> list[Table]:
-    """Return the tables to read: those of every connection, and the additional ones asked for."""
+    """Return the tables to read: the four standard tables and the requested additional ones."""
     return [table for table in TABLES if not table.on_request or table.name in additional_tables]
 
 
@@ -1043,13 +1059,13 @@ def update(configuration: dict, state: dict) -> None:
     See https://fivetran.com/docs/connectors/connector-sdk/technical-reference#update.
 
     Args:
-        configuration: the connection's settings, strings by key; see SETTINGS.
-        state: what the last checkpoint saved; empty on a first sync.
+        configuration: the connection's settings, as strings; see SETTINGS.
+        state: the state of the last checkpoint; empty on a first sync.
 
     Raises:
-        ValueError: when the configuration or the state cannot be used; nothing was requested then.
-        KustomerError: after all tables, with the reason of each one that could not be read; at
-            once, when the key is not valid or the rate limit leaves nothing.
+        ValueError: if the configuration or the state is invalid; no request has been sent then.
+        KustomerError: after the last table, with the reason for each table that could not be read;
+            immediately, if the key is invalid or the rate limit stays used up.
     """
     settings = validate_configuration(configuration)
     saved = read_state(state, __warn_user)
@@ -1084,31 +1100,31 @@ def update(configuration: dict, state: dict) -> None:
 
 @dataclass
 class State:
-    """How far each table was read, by its name.
+    """How far each table has been read, by table name.
 
-    `last_sync_time` is when a table was last read to its end. `unfinished` is the time up to which
-    the changes of a table are safe whose reading was interrupted.
+    `last_sync_time` is when a table was last read to its end. `unfinished` is for a table whose
+    reading was interrupted: all changes before this time have been delivered.
     """
 
     last_sync_time: dict[str, datetime]
     unfinished: dict[str, datetime]
 
     def cursor(self, table: Table) -> datetime | None:
-        """Return the time since which a table has to be read, or None for all."""
+        """Return the time from which a table has to be read, or None for a first read."""
         return self.unfinished.get(table.name) or self.last_sync_time.get(table.name)
 
 
 def read_state(state: dict | None, warn: Callable[[str], None]) -> State:
-    """Return what a state says of the tables that still exist.
+    """Return the saved times of the tables that still exist.
 
     Args:
         state: {"last_sync_time": {table: ISO time}, "unfinished": {table: ISO time}}. A plain ISO
-            text as `last_sync_time`, which earlier versions saved, counts for each table that
+            string as `last_sync_time`, as saved by earlier versions, applies to each table that
             they had.
-        warn: told of each time that cannot be used; its table starts afresh.
+        warn: called for each time that cannot be used; its table is read from the start.
 
     Raises:
-        ValueError: when the state has another shape.
+        ValueError: if the state has any other structure.
     """
     if not state:
         return State({}, {})
@@ -1131,8 +1147,8 @@ def read_state(state: dict | None, warn: Callable[[str], None]) -> State:
         times = {kind: __parse_time(value) for kind, value in given.items()}
         wrong = [kind for kind, moment in times.items() if moment is None or moment > latest]
         for kind in wrong:
-            trouble = "is not a time" if times[kind] is None else "lies in the future"
-            warn(f"{table.name}: the saved {kind} {trouble}; the table starts afresh.")
+            trouble = "is not a time" if times[kind] is None else "is in the future"
+            warn(f"{table.name}: the saved {kind} {trouble}; the table is read from the start.")
         if not wrong:
             for kind, moment in times.items():
                 getattr(known, kind)[table.name] = moment
@@ -1144,22 +1160,22 @@ def __checkpoint(saved: State) -> None:
         kind: {name: __format_time(moment) for name, moment in times.items()}
         for kind, times in vars(saved).items()
     }
-    # Makes every row before it safe, and is the state that the next sync starts with.
+    # Makes all rows before it permanent. The next sync starts with this state.
     op.checkpoint(written)
 
 
 def __next_read(table: Table, saved: State, settings: Settings) -> datetime | None:
-    """Return when a table is due, or None when it is due now."""
+    """Return when a table is due, or None if it is due now."""
     last = saved.last_sync_time.get(table.name)
     if last is None or settings.sync_frequency_hours is None or table.name in saved.unfinished:
         return None
-    # Schedulers start a little early at times; the slack keeps them from missing a whole period.
+    # Schedulers sometimes start early. Without the slack, a table would then miss a whole period.
     due = last + timedelta(hours=settings.sync_frequency_hours)
     return due if __now() < due - __OVERLAP else None
 
 
 def __plan(due: dict[Table, datetime | None], saved: State, settings: Settings) -> str:
-    """Return the log line that says what is read of each table, or when it is due."""
+    """Return the log line that says what will be read from each table, or when it is due."""
     words = []
     for table, next_read in due.items():
         since = saved.cursor(table)
@@ -1175,13 +1191,13 @@ def __plan(due: dict[Table, datetime | None], saved: State, settings: Settings) 
 
 
 def many(number: int, word: str) -> str:
-    """Return a number with its noun."""
+    """Return a number and its noun, in the plural if needed."""
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 @dataclass
 class Counts:
-    """What the log says of a table, or of a whole sync, at its end."""
+    """The figures that the log shows at the end of a table or sync."""
 
     upserted: int = 0
     deleted: int = 0
@@ -1204,7 +1220,7 @@ class Counts:
 
 
 def __sync_table(client: "Client", table: Table, saved: State, configuration: dict) -> Counts:
-    """Deliver what changed in a table, save that it was read, and return its counts."""
+    """Deliver what changed in a table, save its cursor, and return its counts."""
     counts = Counts(requests=-client.requests_sent, seconds_waited=-client.seconds_waited)
     began, since = __now(client), saved.cursor(table)
     window = {} if table.mirrored else {"last_sync_time": since and __format_time(since)}
@@ -1216,7 +1232,7 @@ def __sync_table(client: "Client", table: Table, saved: State, configuration: di
     with contextlib.closing(rows):
         for page in rows.pages:
             if page.rows and not truncated:
-                # Marks every row as deleted; those that still exist follow and are live again.
+                # Marks every row as deleted. The upserts that follow restore existing records.
                 op.truncate(table.name)
                 truncated = True
             __deliver(table, page)
@@ -1229,7 +1245,7 @@ def __sync_table(client: "Client", table: Table, saved: State, configuration: di
             search_again |= page.search_again
             __move_cursor(saved, table, page.safe_until)
             rows_since_checkpoint += len(page.rows)
-            # A mirrored table is whole in the destination only once its last row is there.
+            # A mirrored table is complete only when its last row has been delivered.
             if rows_since_checkpoint >= __CHECKPOINT_EVERY_ROWS and not table.mirrored:
                 rows_since_checkpoint = 0
                 __checkpoint(saved)
@@ -1248,15 +1264,15 @@ def __sync_table(client: "Client", table: Table, saved: State, configuration: di
 
 def __deliver(table: Table, page: "Page") -> None:
     for row in page.rows:
-        # Inserts the row, or replaces the one with the same id.
+        # Inserts the row or replaces the row with the same id.
         op.upsert(table.name, row)
     for record_id in page.deleted:
-        # Marks the row as deleted. It was upserted before, so that its last values are there.
+        # Marks the row as deleted. The upsert before has delivered its last values.
         op.delete(table.name, {"id": record_id})
 
 
 def __move_cursor(saved: State, table: Table, safe_until: datetime | None) -> None:
-    """Note how far a table is safe; reading the overlap again takes nothing back."""
+    """Save how far a table has been delivered. The cursor never moves backwards."""
     cursor = saved.cursor(table)
     if safe_until:
         saved.unfinished[table.name] = max(safe_until, cursor) if cursor else safe_until
@@ -1264,7 +1280,7 @@ def __move_cursor(saved: State, table: Table, safe_until: datetime | None) -> No
 
 @contextlib.contextmanager
 def __quiet_interrupt():
-    """End the process with one line, without a traceback, when somebody presses Ctrl-C."""
+    """On Ctrl-C, end the process with a single line instead of a traceback."""
     try:
         yield
     except KeyboardInterrupt:
@@ -1273,8 +1289,8 @@ def __quiet_interrupt():
 
 @contextlib.contextmanager
 def __few_garbage_collections():
-    """Keep the garbage collector from walking the records of a page over and over while they are
-    parsed: they hold no cycles, and that walk takes longer than parsing them."""
+    """Run the garbage collector less often. Parsed records contain no cycles, and traversing them
+    again and again takes longer than parsing them."""
     thresholds = gc.get_threshold()
     gc.set_threshold(__COLLECT_GARBAGE_FROM_OBJECTS, *thresholds[1:])
     try:
@@ -1291,7 +1307,7 @@ def __warn_user(message: str) -> None:
 def __log_progress(
     client: "Client", table: Table, counts: Counts, page: "Page", began: float
 ) -> None:
-    """Log how far a table is; `began` is the monotonic time at which its reading began."""
+    """Log how much of a table has been read. `began` is the monotonic time of its start."""
     rows = counts.upserted + counts.deleted
     rate = rows / max(time.monotonic() - began, 0.001)
     words = [f"{rows} rows", f"{rate:.0f} rows a second"]
@@ -1306,24 +1322,24 @@ def __log_progress(
 # --------------------------------------------------------------------------------------------
 # Rows
 #
-# From a table's pages of records to pages of rows. Decides, in one place, between search and list.
-# One page is read while the one before it is delivered.
+# Turns a table's pages of records into pages of rows, and decides between search and list. The
+# next page is read while a page is delivered.
 # --------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Page:
-    """A page on its way from Kustomer's answer to the destination.
+    """A page on its way from Kustomer's response to the destination.
 
-    `records` are as Kustomer sent them. `more` is whether its links say that more follow, None
-    when they say nothing; `total` is how many records Kustomer counts in all. `times` are the
-    timestamps of a search's records.
+    `records` are as Kustomer sent them. `more` is whether the links say that more pages follow, or
+    None if there are no links. `total` is Kustomer's count of all records. `times` are the
+    timestamps of the records of a search.
 
-    Reading fills in the rest. `ended`: this is the last page of its list. `safe_until`: once this
-    page is delivered, so is every change up to here. `search_again`: this is a list's page, and
-    the next sync has to search from `safe_until`. `deleted` has the ids of the rows whose record is
-    deleted; `skipped` counts records without an id, `unreadable` values that are not what their
-    column takes.
+    The other fields are filled in later. `ended`: this is the last page of its list. `safe_until`:
+    once this page is delivered, all changes before this time have been delivered. `search_again`:
+    this page is from a list, and the next sync has to search from `safe_until`. `deleted` has the
+    ids of deleted records, `skipped` counts records without an id, and `unreadable` counts values
+    that could not be converted.
     """
 
     records: list
@@ -1339,13 +1355,13 @@ class Page:
     unreadable: int = 0
 
     def safe(self, until: datetime) -> "Page":
-        """Return this page, with the time up to which every change is safe once it is delivered."""
+        """Return this page with its `safe_until`."""
         self.safe_until = until
         return self
 
 
 class Rows:
-    """The rows of a table, as an iterator, or page by page as `pages`. Use one of them."""
+    """The rows of a table: iterate over them, or over `pages`, but not both."""
 
     def __init__(self, pages):
         self.pages = pages
@@ -1358,7 +1374,7 @@ class Rows:
         return next(self._rows)
 
     def close(self) -> None:
-        """End the reading; nothing more is requested."""
+        """Stop reading. No further request is sent."""
         self.pages.close()
 
 
@@ -1369,7 +1385,7 @@ def __rows(
     configuration: dict | None,
     client: "Client | None",
 ) -> Rows:
-    """Return the rows of a table; warnings of their reading are shown in the caller's thread."""
+    """Return the rows of a table. Warnings are shown from the caller's thread."""
 
     def pages() -> Iterator[Page]:
         with contextlib.ExitStack() as stack:
@@ -1379,7 +1395,8 @@ def __rows(
             window = get_time_range(last_sync_time, configuration, now=__now(reader))
             found = __table_pages(reader, table, *map(__parse_time, window.values()))
             if table.mirrored:
-                # All are read before the first row leaves, so that a failure truncates nothing.
+                # All pages are read before the first row is delivered, so that a table is never
+                # truncated if reading it fails.
                 found = iter(list(found))
             for page in __read_ahead(reader, map(partial(__make_rows, table), found)):
                 __show_warnings(reader)
@@ -1389,7 +1406,7 @@ def __rows(
 
 
 def __make_rows(table: Table, page: Page) -> Page:
-    """Return the page with its rows, and what is to be said of them."""
+    """Return the page with its rows, deletions and counts filled in."""
     for record in page.records:
         row = __map_record(table, record if isinstance(record, dict) else {})
         if row["id"] is None:
@@ -1400,7 +1417,7 @@ def __make_rows(table: Table, page: Page) -> Page:
         for column, source in table.typed:
             if row[column] is None:
                 page.unreadable += __text(attributes.get(source)) is not None
-        # A record may come twice; the later version decides whether it is deleted.
+        # A record may appear twice; the later version says whether it is deleted.
         page.deleted.discard(row["id"])
         if not table.deactivates and __flag(attributes.get("deleted")):
             page.deleted.add(row["id"])
@@ -1408,7 +1425,7 @@ def __make_rows(table: Table, page: Page) -> Page:
 
 
 def __read_ahead(client: "Client", pages: Iterator[Page]) -> Iterator[Page]:
-    """Yield the pages, each while a thread already reads the one after it."""
+    """Yield the pages. While a page is processed, a thread reads the next one."""
     with ThreadPoolExecutor(max_workers=1) as reader:
         ahead = reader.submit(next, pages, None)
         try:
@@ -1423,14 +1440,14 @@ def __read_ahead(client: "Client", pages: Iterator[Page]) -> Iterator[Page]:
 def __table_pages(
     client: "Client", table: Table, start: datetime, end: datetime
 ) -> Iterator[Page]:
-    """Yield a table's pages by search where that works, else from its list."""
+    """Yield a table's pages from search if possible, else from its list."""
     incremental = client.settings.enable_incremental_sync and not table.mirrored
     listed, trouble, reached = __list_pages(client, table), None, start
     searched = bool(table.search) and incremental
     if searched and not table.search_is_documented:
         first = next(listed)
         searched = not first.ended and __search_knows(client, table, first, start, end)
-        # The list goes on behind its first page, or search takes its place.
+        # The first page has been read already.
         listed = itertools.chain([first], listed)
     if searched:
         try:
@@ -1442,8 +1459,8 @@ def __table_pages(
             trouble = error
     for page in listed:
         if trouble:
-            # Not before the first page came: a key that lacks the table's own role is refused by
-            # search as well, and the list's error names that role.
+            # Warn only after the first page: search also refuses a key that lacks the table's own
+            # role, and then the error from the list names the missing role.
             client.warnings.append(__search_warning(table, trouble))
             page.search_again = not isinstance(trouble, SearchRefusedError)
             page.safe_until = reached if page.search_again else None
@@ -1456,7 +1473,7 @@ def __table_pages(
 def __search_knows(
     client: "Client", table: Table, page: Page, start: datetime, end: datetime
 ) -> bool:
-    """Return whether search finds the record of a page that was updated last, by that time."""
+    """Return whether search finds the most recently updated record of a page by its updatedAt."""
     times = {__record_id(record): __updated_at(record) for record in page.records}
     known = {record_id: at for record_id, at in times.items() if record_id and at}
     if not known or start < end - __SEARCH_HORIZON:
@@ -1474,7 +1491,7 @@ def __search_knows(
 def __search_warning(table: Table, trouble: SearchUnusableError) -> str:
     if isinstance(trouble, SearchRefusedError):
         consequence = (
-            f"Until this changes, every sync reads the whole list of {table.name}, which takes "
+            f"Until this is fixed, every sync reads the whole list of {table.name}, which takes "
             "more requests and may not show deletions."
         )
     else:
@@ -1486,7 +1503,7 @@ def __search_warning(table: Table, trouble: SearchUnusableError) -> str:
 
 
 def __changed_since(record, start: datetime) -> bool:
-    """Return whether a record was updated at or after `start`, or does not say when."""
+    """Return whether a record was updated at or after `start`, or has no readable updatedAt."""
     updated = __updated_at(record)
     return updated is None or updated >= start
 
@@ -1496,7 +1513,7 @@ def __new_records(page: Page, seen: set) -> list:
 
 
 def __page(path: str, payload: dict) -> Page:
-    """Return the page that an answer holds; raise KustomerError when it holds none.
+    """Return the page of a response, or raise KustomerError if it has none.
 
     Source: https://developer.kustomer.com/docs/concepts/pagination.
     """
@@ -1518,9 +1535,9 @@ def __versions(page: Page) -> set:
 # --------------------------------------------------------------------------------------------
 # Search
 #
-# Finds every record that changed since a time, deleted ones too, whether or not search sorts, and
-# whatever changes meanwhile. Raises SearchUnusableError where search cannot be relied on; the
-# pages yielded before are right, and so is their `safe_until`.
+# Finds every record that changed since a given time, including deleted ones, whether or not search
+# sorts, and even if records change meanwhile. Raises SearchUnusableError if search turns out to be
+# unreliable; the pages yielded before that, and their `safe_until`, are still correct.
 # Source: https://developer.kustomer.com/api/core-resources/create-customer-search.
 # --------------------------------------------------------------------------------------------
 
@@ -1532,20 +1549,21 @@ __SEARCH_REFUSALS = frozenset({400, 401, 403, 404, 405, 422})
 __SEARCH_PAGE_MAX_RECORDS = 500
 __SEARCH_MAX_PAGES = 100
 __SEARCH_HORIZON = timedelta(days=2 * 365)
-# Counts end here for some clients; a count that high may hide more records.
+# Some clients have seen counts end here. A count this high may stand for more records.
 __SEARCH_MAX_COUNT = 10_000
-# A slice is cut so that a page has room for records that are not spread evenly.
+# Slices are cut to fill this share of a page, because records are not spread evenly.
 __SLICE_SHARE_OF_PAGE = 0.6
 __SLICE_MAX_PARTS = 100
-# A slice whose page lies in less than this fraction of it is cut around the page.
+# If a page covers less than this fraction of its slice, the slice is cut around the page.
 __SLICE_CROWDED = 100
-# Stop after this many searches in a row without a new record: cutting does not help then.
+# Stop after this many consecutive searches without a new record.
 __SEARCH_MAX_EMPTY = 500
-# So many searches are under way at once, with so many pages waiting for those before them.
+# How many searches run at the same time, and how many pages may wait for earlier pages.
 __SEARCH_READERS = 4
 __SEARCH_MAX_PAGES_HELD = 12
-# What follows a sorted page is shared out when there are more than so many pages, as slices of so
-# many pages, as long as no more searches were in vain than this: some, and a share of the others.
+# If a sorted slice has more than this many pages, the rest of it is divided into slices of a few
+# pages each. Searches that find less than a full page are limited to a fixed number plus a share
+# of the others.
 __SHARED_FROM_PAGES = 10
 __SHARED_PAGES_OF_SLICE = 2.5
 __SHARED_SPARE_SEARCHES = 7
@@ -1555,10 +1573,10 @@ __DAY = timedelta(days=1)
 
 
 class Slice(NamedTuple):
-    """The changes from `low` up to, not including, `high`; without an end where that is None.
+    """The changes from `low` up to but excluding `high`; None means that there is no upper bound.
 
-    More records of one moment than a page holds are read page by page: `number` is the next page,
-    and `first_page` has the versions on page 1.
+    If more records share one timestamp than a page holds, they are read page by page: `number` is
+    the next page, and `first_page` has the record versions on page 1.
     """
 
     low: datetime
@@ -1571,12 +1589,12 @@ class Slice(NamedTuple):
 class Search:
     """The search for one table's changes.
 
-    `sorts` is whether search sorts, once known, and `total` how many records it counted at first.
-    `searches` counts requests, `records` what came on pages that were used, and `without_news` the
-    readings since the last one that found something new.
+    `sorts` is whether search sorts, None until that is known. `total` is Kustomer's first count of
+    records. `searches` counts requests, `records` counts the records on pages that were used, and
+    `without_news` counts the searches since the last one that found a new record.
 
-    `settled` is a time of which the search index has caught up with every change before: a record
-    may show a later time than the one it was found by, but never one before `settled`.
+    Before `settled`, the search index is up to date. A later record may show a later timestamp
+    than the one by which it was found.
     """
 
     client: "Client"
@@ -1593,9 +1611,9 @@ class Search:
 def __search_pages(
     client: "Client", table: Table, start: datetime, end: datetime
 ) -> Iterator[Page]:
-    """Yield pages of every record changed since `start`, in the order of their slices.
+    """Yield pages of all records that changed since `start`, in the order of their slices.
 
-    There is no upper end: records dated ahead of the clock arrive as well.
+    There is no upper bound, so records with a timestamp in the future are included.
     """
     if start < end - __SEARCH_HORIZON:
         raise SearchRefusedError("search covers only records updated in the last two years")
@@ -1605,7 +1623,7 @@ def __search_pages(
         versions = list(map(__version, page.records))
         pairs = zip(page.records, versions)
         page.records = [record for record, version in pairs if version not in delivered]
-        # What is not safe yet may come again.
+        # Only records from `safe_until` on can appear again.
         delivered.update(zip(versions, page.times))
         delivered = {version: at for version, at in delivered.items() if at >= page.safe_until}
         search.without_news = 0 if page.records else search.without_news
@@ -1614,17 +1632,17 @@ def __search_pages(
 
 
 def __slices_in_order(search: Search, first: Slice) -> Iterator[Page]:
-    """Yield the pages of a slice, in the order of their times, reading several at once.
+    """Yield the pages of a slice in the order of their times, reading several at the same time.
 
-    The line holds, in that order, slices to read, readings under way (futures), and pages. A
-    reading that has ended leaves its page and the slices that follow from it in its place.
+    The line holds slices still to read, readings under way (futures) and pages, ordered by time. A
+    finished reading is replaced by its page and by the slices that are left of its slice.
     """
     line: list[Slice | Future | Page] = [first]
     with __readers(search.client) as readers:
         while line:
             __start_readings(search, readers, line)
             if isinstance(line[0], Page):
-                # One at a time: the readers go on while it is delivered.
+                # One page at a time, so that the readers are kept busy while it is delivered.
                 yield line.pop(0)
             else:
                 wait(filter(__is_under_way, line), return_when=FIRST_COMPLETED)
@@ -1633,7 +1651,7 @@ def __slices_in_order(search: Search, first: Slice) -> Iterator[Page]:
 
 @contextlib.contextmanager
 def __readers(client: "Client") -> Iterator[ThreadPoolExecutor]:
-    """Yield the threads that search; at the end those still at work give up."""
+    """Yield the threads that search. At the end, those still at work give up."""
     readers = ThreadPoolExecutor(max_workers=__SEARCH_READERS)
     try:
         yield readers
@@ -1652,14 +1670,14 @@ def __is_under_way(entry: Slice | Future | Page) -> bool:
 def __start_readings(
     search: Search, readers: ThreadPoolExecutor, line: list[Slice | Future | Page]
 ) -> None:
-    """Start reading the first slices of the line, as many as there are readers and room for."""
+    """Start reading the first slices of the line, as far as there are idle readers and room."""
     idle = __SEARCH_READERS - sum(map(__is_under_way, line))
     room = __SEARCH_MAX_PAGES_HELD - sum(not isinstance(entry, Slice) for entry in line)
     for place, entry in enumerate(line):
         failed = isinstance(entry, Future) and entry.done()
         if failed or not idle or (place and not room):
             return
-        # What changes meanwhile moves to the end of time, which is therefore read last.
+        # Records that change meanwhile move into the unbounded slice, so that one is read last.
         if isinstance(entry, Slice) and (entry.high or not place):
             line[place] = readers.submit(__read_slice, search, entry)
             idle, room = idle - 1, room - 1
@@ -1668,8 +1686,8 @@ def __start_readings(
 def __found(
     search: Search, entry: Slice | Future | Page, first: Slice | Future | Page
 ) -> list[Slice | Future | Page]:
-    """Return what takes an entry's place in the line. A reading that failed stays, until it is the
-    first: what comes before it is right."""
+    """Return what replaces an entry of the line. A failed reading stays in the line until it is
+    first, because the pages before it are correct and must be delivered."""
     if (
         not isinstance(entry, Future)
         or not entry.done()
@@ -1684,10 +1702,11 @@ def __found(
 
 
 def __read_slice(search: Search, part: Slice) -> tuple[list[Page], list[Slice]]:
-    """Return what is certain of a slice, at most one page, and the slices that are left of it.
+    """Read one page and return at most one page to deliver, and the slices that are left to read.
 
-    A slice that one page holds is delivered; of any other, what is certain, and the rest becomes
-    slices again. Records that change meanwhile move to later slices, so that none is missed.
+    A slice that fits on one page is complete. Of a larger slice, only records that are certain to
+    be complete are delivered, and the rest is divided into slices again. Records that change
+    meanwhile move to later slices, so none is missed.
     """
     page = __search(search, part, part.number)
     if part.first_page:
@@ -1711,8 +1730,8 @@ def __walk(search: Search, part: Slice, page: Page) -> tuple[list[Page], list[Sl
     settled = [at for at in page.times if at < search.settled]
     recent = []
     if low < search.settled and len(settled) < len(page.times):
-        # Some records were updated just now, and may have been found by an earlier time. So recent
-        # changes are read apart.
+        # Some records were updated just now and may have been found by an earlier timestamp, so
+        # recent changes are read separately.
         if high is None or high > search.settled:
             recent = [Slice(search.settled, high)]
             high = search.settled
@@ -1721,7 +1740,7 @@ def __walk(search: Search, part: Slice, page: Page) -> tuple[list[Page], list[Sl
         elif not settled:
             return [], __cut(search, part, page)
     times = settled or page.times
-    # Not the last one: its place in the index may be older than what it shows.
+    # Not the last record: its position in the index may be older than the timestamp it shows.
     resume = times[-2] if len(times) > 1 else times[-1]
     if resume > times[0]:
         rest = __shared_out(search, Slice(resume, high), page, resume - times[0])
@@ -1734,12 +1753,13 @@ def __walk(search: Search, part: Slice, page: Page) -> tuple[list[Page], list[Sl
 
 
 def __shared_out(search: Search, rest: Slice, page: Page, span: timedelta) -> list[Slice]:
-    """Return what follows a sorted page as slices that can be read at the same time, when there is
-    so much of it, else as one slice.
+    """Return the rest of a sorted slice, divided into slices that can be read at the same time if
+    it is long enough.
 
-    `span` is the time that the page covers. The slices are of equal length, a few pages each, by
-    the count of the whole; where the page is more crowded than that, by the page itself, and then
-    only as many as may turn out empty.
+    `span` is the time that the first page covers. All slices have the same length. It is chosen so
+    that each slice has a few pages, judged by the total count; or, where the first page is denser
+    than that, judged by the page. In the second case some slices may turn out to be empty, which
+    limits their number.
     """
     size, last = len(page.records), rest.high or search.settled
     if page.total is None or page.total <= __SHARED_FROM_PAGES * size or last <= rest.low:
@@ -1768,11 +1788,11 @@ def __later(moment: datetime, span: timedelta) -> datetime:
 
 
 def __last_page_of_moment(moment: Slice, first: Page) -> Slice:
-    """Return the last page of more records than one page holds that share one updatedAt.
+    """Return the last page of the records that share one updatedAt and do not fit on one page.
 
     Updating a record moves it to a later timestamp, so a past timestamp only ever loses records,
-    and those behind a lost one move towards the first page. Read from the last page to the first,
-    they move onto pages still to come.
+    and the records after a lost one move towards the first page. Reading from the last page to the
+    first, they move onto pages that have not been read yet.
     """
     count = first.total
     if count is None or count >= __SEARCH_MAX_COUNT:
@@ -1790,7 +1810,7 @@ def __last_page_of_moment(moment: Slice, first: Page) -> Slice:
 
 
 def __moment_page(moment: Slice, page: Page) -> tuple[list[Page], list[Slice]]:
-    """Return a page of the records that share one updatedAt, and the page before it, if any."""
+    """Return a page of records that share one updatedAt, and the preceding page to read next."""
     if moment.number == 1:
         return [page.safe(moment.high)], []
     if not moment.first_page.isdisjoint(__versions(page)):
@@ -1799,15 +1819,15 @@ def __moment_page(moment: Slice, page: Page) -> tuple[list[Page], list[Slice]]:
 
 
 def __cut(search: Search, part: Slice, page: Page) -> list[Slice]:
-    """Return the slices that an unsorted slice is cut into: as many equal ones as Kustomer's count
-    calls for. Nothing of its page is certain."""
+    """Return the slices that an unsorted slice is cut into. Its page is not used, because later
+    pages may hold earlier records."""
     low, high = part.low, part.high
     if page.total is None:
         raise SearchUnusableError("search neither sorts nor counts what it finds")
     first, last = min(page.times), max(page.times)
     inside = high is None or last < high
     if inside and (last - first) * __SLICE_CROWDED < (high or search.end) - low:
-        # All of this page lies in a small part of the slice, and so may all of the slice.
+        # The whole page is within a small part of the slice, so the other records may be, too.
         edges = [low, first, __later(last, __MILLISECOND), high]
     else:
         edges = __equal_parts(search, part, page)
@@ -1816,10 +1836,10 @@ def __cut(search: Search, part: Slice, page: Page) -> list[Slice]:
 
 
 def __equal_parts(search: Search, part: Slice, page: Page) -> list[datetime | None]:
-    """Return the edges of the parts that an unsorted slice is cut into."""
+    """Return the edges of equal parts of an unsorted slice, as many as its count calls for."""
     low, high = part.low, part.high
     if high is None:
-        # Records dated ahead of the clock lie in steps that grow.
+        # For timestamps in the future, look ever further ahead.
         known = [at for at in (search.settled, search.end) if at > low]
         high = known[0] if known else __later(low, max(__DAY, low - search.end))
     wanted = math.ceil(page.total / (__SLICE_SHARE_OF_PAGE * len(page.records)))
@@ -1830,9 +1850,9 @@ def __equal_parts(search: Search, part: Slice, page: Page) -> list[datetime | No
 
 
 def __more_match(search: Search, part: Slice, page: Page) -> bool:
-    """Return whether more records match than a slice's first page holds.
+    """Return whether more records match than are on a slice's first page.
 
-    Where the count speaks against the links, or neither says anything, the second page tells.
+    If the count contradicts the links, or both are missing, the second page decides.
     """
     counted_all = page.total is not None and page.total <= len(page.records)
     if page.more or counted_all or (page.more is False and page.total is None):
@@ -1848,9 +1868,9 @@ def __more_match(search: Search, part: Slice, page: Page) -> bool:
 def __sorts(search: Search, part: Slice, page: Page) -> bool:
     """Return whether a slice's first page is sorted.
 
-    Kustomer documents sorting for customers only, and an index in order of insertion gives pages
-    that ascend by chance. So search has to show once that it sorts: the same query in descending
-    order must begin with another record, later than all of the ascending page.
+    Kustomer documents sorting for customers only, and an index in insertion order may return pages
+    that ascend by chance. So search has to prove once that it sorts: the same query in descending
+    order must begin with a different record, later than all records of the ascending page.
     """
     if search.sorts is None:
         search.sorts = __ascends(page.times) and __begins_later(search, part, page)
@@ -1873,9 +1893,9 @@ def __ascends(times: list) -> bool:
 
 
 def __search(search: Search, part: Slice, number: int = 1, order: str = "asc") -> Page:
-    """Request one page of a slice, with the times of its records.
+    """Request one page of a slice, and fill in the times of its records.
 
-    Raises SearchUnusableError when search refuses, fails, or gives records from outside.
+    Raises SearchUnusableError if search refuses, fails, or returns records outside the slice.
     """
     attribute = f"{search.table.search}_updated_at"
     bounds = {"gte": part.low, "lt": part.high}
@@ -1918,22 +1938,22 @@ def __search(search: Search, part: Slice, number: int = 1, order: str = "asc") -
 
 
 def __purpose(search: Search, part: Slice, number: int, order: str) -> str:
-    """Return what the log calls a search."""
+    """Return the description of a search for the log."""
     words = [f"{search.table.name}: search from {__format_time(part.low)}"]
     if part.high:
         words.append(f"to {__format_time(part.high)}")
     if number > 1:
         words.append(f"page {number}")
     if order == "desc":
-        words.append("from the last")
+        words.append("in descending order")
     return " ".join(words)
 
 
 def __times_inside(search: Search, part: Slice, records: list) -> list[datetime]:
-    """Return when each record was updated, to the millisecond; raise SearchUnusableError for a
-    record that does not say or does not belong into the slice.
+    """Return when each record was updated, to the millisecond. Raise SearchUnusableError if a
+    record has no readable updatedAt or does not belong in the slice.
 
-    One that was updated just now may have been found by the time before.
+    A record that was updated just now may have been found by its previous timestamp.
     """
     times = list(map(__updated_at, records))
     if None in times:
@@ -1958,23 +1978,23 @@ def __search_refusal(error: RefusedError) -> SearchRefusedError:
 # --------------------------------------------------------------------------------------------
 # Lists
 #
-# Reads a whole list page by page, though records that leave it move the ones behind them up, and
-# whatever the server makes of page sizes. Says so where records may be missing.
+# Reads a whole list page by page, even if records leave the list while it is read and however the
+# server treats page sizes. Warns if records may be missing.
 # Source: https://developer.kustomer.com/docs/concepts/pagination.
 # --------------------------------------------------------------------------------------------
 
-# Pages of fewer records hardly overlap the page before them.
+# Smaller pages cannot overlap the page before them enough.
 __PAGE_MIN_RECORDS = 20
-# Observed by other clients, not documented: lists that end here although there is more.
+# Not documented, but seen by other clients: lists that end here although there are more records.
 __LIST_MAX_COUNT = 10_000
-# https://developer.kustomer.com/api/users, read 2026-11-23: the users that are not active.
+# https://developer.kustomer.com/api/users, read 2026-11-23: lists deactivated users.
 __DEACTIVATED = {"deleted": "true"}
-# When a page does not overlap the one before, reading goes back by so many pages, one after the
-# other; after the last one a gap is accepted.
+# If a page does not overlap the page before it, reading goes back by this many pages, further each
+# time. After the last attempt, a gap is accepted.
 __LIST_STEPS_BACK = (0, 4, 32)
-# How many records of a list are remembered: more than the longest way back.
+# How many records of a list are remembered: more than the furthest step back covers.
 __LIST_REMEMBERED_RECORDS = 6_400
-# Stop after this many consecutive pages without a new record: the list is not going to end.
+# Stop after this many consecutive pages without a new record, because the list does not end.
 __LIST_MAX_EMPTY_PAGES = 40
 __BAD_REQUESTS = frozenset({400, 422})
 __MISSING_ROLE_STATUSES = frozenset({401, 403})
@@ -1987,8 +2007,8 @@ __NEW_KEY = (
 
 @dataclass
 class Listing:
-    """A list that is being read. `params` are sent with each request, `recent` are the versions of
-    the records that were read last, and `order` has them in the order of reading."""
+    """A list that is being read. `params` are sent with each request. `recent` has the versions of
+    the records read most recently, and `order` has them in the order in which they were read."""
 
     client: "Client"
     table: Table
@@ -1999,9 +2019,9 @@ class Listing:
 
 
 def __list_pages(client: "Client", table: Table) -> Iterator[Page]:
-    """Yield every page of a table's list, at least one; some records come twice.
+    """Yield every page of a table's list, and at least one. Some records may appear twice.
 
-    Raises KustomerError when the key may not read the list, or when it does not end.
+    Raises KustomerError if the key lacks the role for the list, or if the list does not end.
     """
     if not table.deactivates:
         yield from __pages_of(client, table, {})
@@ -2012,18 +2032,18 @@ def __list_pages(client: "Client", table: Table) -> Iterator[Page]:
             active.add(__record_id(record))
             __attributes(record)["deactivated"] = False
         yield page
-    # With no active record at all the answer is wrong, and the table must not lose them.
+    # A list without any active record must be wrong, and must not cause rows to be removed.
     for page in __pages_of(client, table, __DEACTIVATED) if active else ():
         for record in page.records:
             attributes = __attributes(record)
-            # On both lists: deactivated in between, or the parameter was ignored.
+            # A record on both lists was deactivated in between, or the parameter was ignored.
             marked = bool(attributes.get("deletedAt")) or __flag(attributes.get("deleted")) is True
             attributes["deactivated"] = marked or __record_id(record) not in active
         yield page
 
 
 def __pages_of(client: "Client", table: Table, params: dict[str, str]) -> Iterator[Page]:
-    """Yield every page of one list, whatever the server makes of page sizes."""
+    """Yield every page of one list, however the server treats page sizes."""
     try:
         yield from __overlapping_pages(Listing(client, table, params))
     except PageSizeError:
@@ -2031,12 +2051,13 @@ def __pages_of(client: "Client", table: Table, params: dict[str, str]) -> Iterat
 
 
 def __overlapping_pages(listing: Listing) -> Iterator[Page]:
-    """Yield the pages of a list, each placed to begin on the last records of the page before.
+    """Yield the pages of a list, each of which begins with the last records of the page before.
 
-    When a record leaves the list, those behind it move up, and the first of the next page moves
-    onto one already read. A page that overlaps what was read misses none of them.
+    When a record leaves the list, the records after it move up, and the first record of the next
+    page moves onto a page already read. As long as a page overlaps the records already read, none
+    has been missed.
 
-    Raises PageSizeError when the server has other ideas of page sizes.
+    Raises PageSizeError if the server does not return pages of the requested size.
     """
     limit = __page_size(listing.client, listing.table.page_maximum)
     reached, began, margin, misses, warned = 0, 0, 1, 0, False
@@ -2045,7 +2066,7 @@ def __overlapping_pages(listing: Listing) -> Iterator[Page]:
         page = __sized_page(listing, number, size)
         joins = number == 1 or not listing.recent.isdisjoint(__versions(page))
         if not joins and misses < len(__LIST_STEPS_BACK):
-            # Records leave faster than before: go back, and let the pages overlap more.
+            # Many records have left the list: go back, and let the pages overlap more.
             margin = min(margin * 4, limit // 4)
             reached = max(began - __LIST_STEPS_BACK[misses] * limit, 0) + margin
             misses += 1
@@ -2053,11 +2074,11 @@ def __overlapping_pages(listing: Listing) -> Iterator[Page]:
         if not joins and not warned:
             warned = True
             listing.client.warnings.append(
-                f"{listing.table.name}: so many records left the list while it was read that some "
-                "others may have been missed. They arrive once they change, or with a re-sync."
+                f"{listing.table.name}: so many records left the list while it was read that "
+                "others may have been missed. They arrive when they change, or with a re-sync."
             )
         if joins and misses and page.more is None:
-            # Having gone back, there is more to come.
+            # Reading has gone back, so more records follow.
             page.more = True
         began = (number - 1) * size
         reached = began + len(page.records)
@@ -2069,8 +2090,8 @@ def __overlapping_pages(listing: Listing) -> Iterator[Page]:
 
 
 def __overlapping_page(reached: int, limit: int) -> tuple[int, int]:
-    """Return number and size of the page that holds the last of the `reached` first records of a
-    list, and goes furthest beyond it."""
+    """Return the number and size of the page that includes the last of the first `reached` records
+    of a list and extends furthest beyond it."""
     if not reached:
         return 1, limit
     sizes = range(1, limit + 1)
@@ -2079,7 +2100,7 @@ def __overlapping_page(reached: int, limit: int) -> tuple[int, int]:
 
 
 def __sized_page(listing: Listing, number: int, size: int) -> Page:
-    """Return a page, or raise PageSizeError when it is not one of the size asked for."""
+    """Return a page, or raise PageSizeError if it does not have the requested size."""
     try:
         page = __list_page(listing, number, size)
     except RefusedError as error:
@@ -2088,7 +2109,7 @@ def __sized_page(listing: Listing, number: int, size: int) -> Page:
         raise PageSizeError from None
     short = len(page.records) < size
     if short and page.records and page.more is None:
-        # Nothing says whether this is the end or all that the server gives at once.
+        # This may be the end of the list, or the most that the server returns at a time.
         after = __list_page(listing, number + 1, size)
         page.more = not __versions(after) <= __versions(page)
     if len(page.records) > size or short and page.more:
@@ -2097,7 +2118,7 @@ def __sized_page(listing: Listing, number: int, size: int) -> Page:
 
 
 def __takes_size(listing: Listing, number: int, size: int) -> bool:
-    """Return whether a list has a first page of this size."""
+    """Return whether the server accepts this page size for the first page."""
     try:
         return number > 1 and bool(__list_page(listing, 1, size))
     except RefusedError:
@@ -2105,15 +2126,15 @@ def __takes_size(listing: Listing, number: int, size: int) -> bool:
 
 
 def __numbered_pages(listing: Listing) -> Iterator[Page]:
-    """Yield the pages of a list one after the other, of whatever size the server gives."""
+    """Yield the pages of a list one after the other, in whatever size the server returns."""
     number, read, page = 0, 0, Page([])
     while not page.ended:
         number += 1
         if number == 2:
             listing.client.warnings.append(
-                f"{listing.table.name}: Kustomer does not return pages of the size asked for, so "
-                "that records may be missed when others leave the list while it is read. They "
-                "arrive once they change, or with a re-sync."
+                f"{listing.table.name}: Kustomer does not return pages of the requested size, so "
+                "records may be missed if others leave the list while it is read. They arrive "
+                "when they change, or with a re-sync."
             )
         page = __list_page(listing, number)
         read += len(page.records)
@@ -2122,10 +2143,10 @@ def __numbered_pages(listing: Listing) -> Iterator[Page]:
 
 
 def __take_new(listing: Listing, page: Page, read: int) -> None:
-    """Leave only new records on a page, and note whether the list ends with it.
+    """Keep only the new records of a page, and note whether the list ends with it.
 
-    `read` counts the records up to the end of this page. Without links, a page that brings nothing
-    new is the end.
+    `read` is the number of records up to the end of this page. Without links, a page without a new
+    record is the end.
     """
     table, recent, order = listing.table, listing.recent, listing.order
     page.records = __new_records(page, recent)
@@ -2148,21 +2169,21 @@ def __take_new(listing: Listing, page: Page, read: int) -> None:
 def __warn_of_shortfall(listing: Listing, total: int | None, read: int) -> None:
     name = listing.table.name
     if total is not None and total > read:
-        found = f"Kustomer counts {total} records, its list ended after {read}"
+        found = f"Kustomer counts {total} records, but its list ended after {read}"
     elif total is None and read == __LIST_MAX_COUNT:
         found = f"the list ended after exactly {read} records, which may not be all"
     else:
         return
     remedy = (
-        f"Use a key with the role {__SEARCH_ROLE}, so that changes are found by search."
+        f"Use a key with the role {__SEARCH_ROLE}, so that search can find changes."
         if listing.table.search and listing.table.search_is_documented
-        else "Ask Kustomer how to read the others."
+        else "Ask Kustomer how to read the other records."
     )
     listing.client.warnings.append(f"{name}: {found}. {remedy}")
 
 
 def __list_page(listing: Listing, number: int, size: int | None = None) -> Page:
-    """Request one page of a list; without a size, of the server's own."""
+    """Request one page of a list. Without a size, the server's default applies."""
     client, table = listing.client, listing.table
     params = {**listing.params, "page": number, **({"pageSize": size} if size else {})}
     try:
@@ -2180,7 +2201,7 @@ def __list_page(listing: Listing, number: int, size: int | None = None) -> Page:
         if error.status not in __MISSING_ROLE_STATUSES:
             raise
         refusal = error
-    # A key that died meanwhile is refused in the same words.
+    # A key that has become invalid meanwhile is refused with the same message.
     check_api_key(client)
     raise KustomerError(f"{refusal}. The API key lacks the role {table.role}. {__NEW_KEY}")
 
@@ -2188,8 +2209,8 @@ def __list_page(listing: Listing, number: int, size: int | None = None) -> Page:
 # --------------------------------------------------------------------------------------------
 # Requests
 #
-# One exchange with Kustomer: sent, waited for, retried, and read as JSON. The key goes to the
-# configured host only, and into no log line and no error.
+# Sends a request, retries it if needed, and returns the JSON of the response. The key is sent only
+# to the configured host, and never appears in a log line or an error.
 # --------------------------------------------------------------------------------------------
 
 __KEY_PATH = "/v1/users/current"
@@ -2197,34 +2218,34 @@ __BACKOFF_BASE_SECONDS = 1.0
 __BACKOFF_MAX_SECONDS = 60.0
 __RATE_LIMIT_MAX_WAIT_SECONDS = 120.0
 __RATE_LIMIT_MAX_TOTAL_SECONDS = 900.0
-# Clients that wait for the same reset must not all come back in the same instant.
+# Clients that wait for the same reset must not all return at the same instant.
 __RATE_LIMIT_JITTER_SHARE = 0.05
-# How long lists wait when an answer does not say when the limit is reset.
+# How long lists wait if a response does not say when the limit is reset.
 __SHARE_WAIT_SECONDS = 5.0
-# x-ratelimit-reset: at or above the first value it is epoch milliseconds, at or above the second
-# epoch seconds, below it seconds left.
+# x-ratelimit-reset is in epoch milliseconds from the first value on, in epoch seconds from the
+# second value on, and below that the number of seconds left.
 __EPOCH_MILLISECONDS_FROM = 1e11
 __EPOCH_SECONDS_FROM = 1e8
-# An answer has to be whole within this many request timeouts.
+# A response must be complete within this many request timeouts.
 __ANSWER_MAX_TIMEOUTS = 10
 __READ_BYTES = 128 * 1024
 __API_MESSAGE_MAX_CHARACTERS = 300
 __LOG_EVERY_SECONDS = 30.0
-# What a failed exchange says, by the first of these that is among its exception's causes.
+# What a network error says, by the first of these types among its causes.
 __NETWORK_CAUSES = (
-    (socket.gaierror, "its name was not found"),
-    (ssl.SSLCertVerificationError, "its certificate was not accepted"),
-    (ssl.SSLError, "no secure connection could be made"),
-    (requests.exceptions.ProxyError, "the proxy did not answer"),
-    (ConnectionRefusedError, "it refused the connection"),
-    (requests.exceptions.Timeout, "it timed out"),
-    (TimeoutError, "it timed out"),
+    (socket.gaierror, "the host name was not found"),
+    (ssl.SSLCertVerificationError, "the certificate is not valid"),
+    (ssl.SSLError, "no secure connection could be established"),
+    (requests.exceptions.ProxyError, "the proxy did not respond"),
+    (ConnectionRefusedError, "the connection was refused"),
+    (requests.exceptions.Timeout, "the request timed out"),
+    (TimeoutError, "the request timed out"),
     (ConnectionError, "the connection broke"),
 )
 
 
 class BearerAuth(requests.auth.AuthBase):
-    """Puts the API key on a request. As an auth object it also keeps a .netrc from replacing it."""
+    """Adds the API key to a request. With an auth object, requests ignores any .netrc file."""
 
     def __init__(self, api_key: str):
         self._header = f"Bearer {api_key}"
@@ -2237,14 +2258,14 @@ class BearerAuth(requests.auth.AuthBase):
 @dataclass
 class Client:
     """What the requests of one sync share: the connection, the settings and the counts. Several
-    threads use it; `lock` is for its counts.
+    threads use it; `lock` protects its counts.
 
-    `warn` shows a warning that the user should act on, and `warnings` holds those of the reading
-    thread until the main thread shows them. `clock_ahead` is how far this machine's clock is ahead
-    of Kustomer's, None before the first answer. `closed` ends the waits and retries of what is
-    being read ahead when nobody wants it any more.
+    `warn` shows a warning that the user should act on. `warnings` holds the warnings of other
+    threads until the main thread shows them. `clock_ahead` is how far this machine's clock is
+    ahead of Kustomer's, or None before the first response. Setting `closed` ends all waits and
+    retries, because nobody needs their results any more.
 
-    `gate` is held while a request waits for the rate limit, so that no other is sent meanwhile, and
+    `gate` is held while a request waits for the rate limit, so that no other request is sent, and
     `waits_ended` counts these waits. Lists wait until `share_used_until`, a monotonic time.
     """
 
@@ -2265,12 +2286,12 @@ class Client:
 
 @contextlib.contextmanager
 def open_client(settings: Settings, warn: Callable[[str], None] | None = None):
-    """Yield a Client with one keep-alive session, closed at the end."""
+    """Yield a Client with one keep-alive session, which is closed at the end."""
     with requests.Session() as session:
         session.auth = BearerAuth(settings.api_key)
         session.headers["Accept"] = "application/json"
         session.headers["User-Agent"] = f"fivetran-kustomer-connector/{VERSION}"
-        # A proxy of the environment is for the world outside, not for a mock on this machine.
+        # Proxies of the environment must not be used for a mock on this machine.
         session.trust_env = settings.base_url.startswith("https://")
         client = Client(session, settings, warn or partial(__log, log.warning))
         try:
@@ -2285,7 +2306,7 @@ def __show_warnings(client: Client) -> None:
 
 
 def __log(write: Callable[[str], None], message: str) -> None:
-    """Write a log line during a sync. Outside of one the SDK has no log, and there is none."""
+    """Write a log line during a sync. At other times the SDK has no log."""
     if log.LOG_LEVEL is not None:
         write(message)
 
@@ -2294,7 +2315,7 @@ def __log_now_and_then(client: Client, message: str, silence_ahead: float = 0.0)
     """Log at most one line per 30 seconds, and one before any longer wait.
 
     Args:
-        silence_ahead: seconds for which nothing else is going to happen.
+        silence_ahead: the number of seconds for which no other line can follow.
     """
     silent_until = time.monotonic() + silence_ahead
     if silent_until - client.last_log_at >= __LOG_EVERY_SECONDS:
@@ -2303,10 +2324,10 @@ def __log_now_and_then(client: Client, message: str, silence_ahead: float = 0.0)
 
 
 def check_api_key(client: Client) -> None:
-    """Return when the API key is valid.
+    """Check that the API key is valid.
 
     Raises:
-        SyncStoppedError: when Kustomer does not know the key in this region.
+        SyncStoppedError: if Kustomer does not accept the key in this region.
 
     Source: https://developer.kustomer.com/docs/get-started/authentication.
     """
@@ -2319,8 +2340,8 @@ def check_api_key(client: Client) -> None:
             raise
         raise SyncStoppedError(
             f"api_key: {client.settings.base_url} refused the key with {error.status} "
-            f"({error.reason}). It is invalid, expired or of another region: check api_key (and "
-            "its IP restriction), and set base_url to the region of the organization."
+            f"({error.reason}). It is invalid, expired or from another region: check api_key (and "
+            "its IP restriction), and set base_url to your organization's region."
         ) from None
 
 
@@ -2338,28 +2359,28 @@ def execute_api_request(
     client: Client | None = None,
     purpose: str = "",
 ) -> dict:
-    """Send one request, wait and retry as its answers ask for, and return the parsed JSON.
+    """Send a request, with waits and retries as needed, and return the parsed JSON.
 
-    429 is waited out as the answer's headers say, for at most fifteen minutes. Timeouts, broken
-    connections, 5xx, answers that are not a JSON object and partial answers are retried
-    `retry_attempts` times, and so is a 401 or 403 that is not Kustomer's own.
+    After a 429, wait as long as its headers ask, for at most fifteen minutes in all. Retry
+    timeouts, broken connections, 5xx, responses that are not a JSON object, and partial responses
+    `retry_attempts` times; also a 401 or 403 that does not come from Kustomer itself.
 
     Args:
-        endpoint: path, beginning with /v1.
+        endpoint: the path, which begins with /v1.
         api_key: the Kustomer API key.
         params: query parameters.
-        configuration: the connector's configuration; used when there is no `client`.
-        body: a JSON body; a request that has one is a POST, any other a GET.
+        configuration: the connector's configuration; used if there is no `client`.
+        body: a JSON body. With a body, the request is a POST, otherwise a GET.
         client: the running sync's client.
-        purpose: what the log calls the request; its method and path when empty.
+        purpose: a description for the log; method and path by default.
 
     Returns:
-        The answer's JSON object.
+        The JSON object of the response.
 
     Raises:
-        RefusedError: on a status that retrying cannot change.
-        SyncStoppedError: when the rate limit leaves nothing.
-        KustomerError: when the retries are used up.
+        RefusedError: after a status that retrying cannot fix.
+        SyncStoppedError: if the rate limit stays used up.
+        KustomerError: if all retries fail.
 
     Source: https://developer.kustomer.com/docs/concepts/rate-limits (429 and its headers).
     """
@@ -2379,7 +2400,7 @@ def execute_api_request(
             return __exchange(client, endpoint, params, body, purpose)
         except RateLimitError as limit:
             with client.gate:
-                # One wait is that of all requests that are under way.
+                # If another request has waited in the meantime, this one need not wait as well.
                 if client.waits_ended == waits_ended:
                     waited += __handle_rate_limit(
                         client, request, limit.args[0], limits, waited, purpose
@@ -2394,7 +2415,8 @@ def execute_api_request(
 def __exchange(
     client: Client, path: str, params: dict | None, body: dict | None, purpose: str
 ) -> dict:
-    """Send one request once and return the JSON object of its answer, or raise what to do."""
+    """Send a request once and return the JSON object of the response, or raise an error that says
+    whether to retry."""
     settings, method, cause = client.settings, "GET" if body is None else "POST", ""
 
     def send():
@@ -2407,7 +2429,7 @@ def __exchange(
             allow_redirects=False,
             stream=True,
         ) as response:
-            # In larger pieces than requests itself reads, which costs a good part of parsing.
+            # In larger chunks than the default of requests, which takes much more CPU.
             return response, b"".join(response.iter_content(__READ_BYTES))
 
     with client.lock:
@@ -2418,11 +2440,11 @@ def __exchange(
                 __ANSWER_MAX_TIMEOUTS * settings.request_timeout_seconds, send
             )
         except DeadlineError:
-            cause = "its answer was not complete in time"
+            cause = "the response was not complete in time"
         except requests.RequestException as error:
             cause = __network_cause(error)
         if cause:
-            # Raised out here, away from an exception that holds the request, and so the key.
+            # Raised outside of the except clause, whose exception holds the request with the key.
             raise TryAgainError(f"{urlsplit(settings.base_url).hostname}: {cause}")
         __note_clock(client, response.headers.get("Date"))
         if body is None:
@@ -2437,8 +2459,8 @@ def __exchange(
 
 @contextlib.contextmanager
 def __debug_line(settings: Settings, request: str):
-    """Write one log line of a request at its end, when debug logging is on; yield a list of what
-    is to be said of it."""
+    """Write a log line at the end of a request if debug logging is on. Yield the list of notes
+    that the line will contain."""
     started, notes = time.perf_counter(), []
     try:
         yield notes
@@ -2449,10 +2471,10 @@ def __debug_line(settings: Settings, request: str):
 
 
 def __within(seconds: float, call: Callable[[], Any]) -> Any:
-    """Return what `call` returns, or raise DeadlineError when that takes longer.
+    """Return what `call` returns, or raise DeadlineError if that takes longer.
 
-    The timeout of a request counts from byte to byte, so an answer that drips never meets it. Such
-    a call is left behind in a thread of its own, which does not keep the process from ending.
+    The timeout of a request applies between two bytes, so a response that trickles in never times
+    out. Such a call is abandoned in a thread of its own, which does not keep the process running.
     """
     outcome: Future = Future()
 
@@ -2467,7 +2489,7 @@ def __within(seconds: float, call: Callable[[], Any]) -> Any:
 
 
 def __network_cause(error: BaseException) -> str:
-    """Return what failed on the way to Kustomer, in words."""
+    """Return a description of a network error."""
     causes: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in causes:
@@ -2476,12 +2498,12 @@ def __network_cause(error: BaseException) -> str:
     for kind, words in __NETWORK_CAUSES:
         if any(isinstance(cause, kind) for cause in causes):
             return words
-    return "the answer was not complete"
+    return "the response was not complete"
 
 
 def __read_answer(response, content: bytes, request: str, api_key: str) -> dict:
-    """Return the JSON object of an answer, or raise what to do: this alone decides what is retried
-    and what is refused."""
+    """Return the JSON object of a response, or raise an error. Only this function decides which
+    responses are retried and which are final."""
     status = response.status_code
     if status == 429:
         raise RateLimitError(response.headers)
@@ -2494,10 +2516,10 @@ def __read_answer(response, content: bytes, request: str, api_key: str) -> dict:
         reason = __api_message(status, payload, api_key)
         raise RefusedError(f"{request} was refused with {status}: {reason}", status, reason)
     if payload is None:
-        raise TryAgainError("status 200 with an answer that is not a JSON object")
+        raise TryAgainError("status 200 with a response that is not a JSON object")
     meta = payload.get("meta")
     if isinstance(meta, dict) and meta.get("timed_out"):
-        raise TryAgainError("status 200 with a partial answer (meta.timed_out)")
+        raise TryAgainError("status 200 with a partial response (meta.timed_out)")
     return payload
 
 
@@ -2510,7 +2532,7 @@ def __parsed(content: bytes) -> dict | None:
 
 
 def __api_message(status: int, payload: dict | None, api_key: str) -> str:
-    """Return what Kustomer says of a refusal: the fields that describe errors, nothing else of the
+    """Return Kustomer's error message: only the fields that describe errors, nothing else from the
     body, and never the key."""
     if 300 <= status < 400:
         return "a redirect, which is never followed; check base_url"
@@ -2528,14 +2550,14 @@ def __api_message(status: int, payload: dict | None, api_key: str) -> str:
 def __handle_rate_limit(
     client: Client, request: str, headers, earlier_limits: int, waited: float, purpose: str
 ) -> float:
-    """Wait out a 429 and return the seconds waited.
+    """Wait after a 429 and return the seconds waited.
 
-    Raises SyncStoppedError when the request has waited as long as it may.
+    Raises SyncStoppedError if the request has already waited for the maximum time.
     """
     if waited >= __RATE_LIMIT_MAX_TOTAL_SECONDS or client.closed.is_set():
         raise SyncStoppedError(
-            f"{request} was answered 429 (rate limit) for {waited / 60:.0f} minutes. Other keys "
-            "and apps of the organization share its limit; the next sync goes on from here."
+            f"{request} returned 429 (rate limit) for {waited / 60:.0f} minutes. Other keys and "
+            "apps of the organization share its limit. The next sync resumes from here."
         )
     seconds = __seconds_until_reset(headers)
     if seconds is None:
@@ -2548,8 +2570,8 @@ def __handle_rate_limit(
 
 
 def __wait(client: Client, seconds: float, reason: str) -> None:
-    """Wait, count it, and say why and until when; the wait ends early when nobody needs the
-    requests any more."""
+    """Wait, count the seconds, and log the reason and the end. The wait ends early if the client
+    is closed."""
     end = datetime.now(timezone.utc) + timedelta(seconds=seconds)
     __log_now_and_then(
         client, f"{reason}; waiting {seconds:.1f} s, until {end:%H:%M:%S} UTC.", seconds
@@ -2560,8 +2582,8 @@ def __wait(client: Client, seconds: float, reason: str) -> None:
 
 
 def __note_share(client: Client, headers) -> None:
-    """Note until when the next lists have to wait, by what an answer says of the organization's
-    budget, which agents' apps share.
+    """Note how long requests for lists have to wait, according to what a response says about the
+    organization's budget, which agents' apps share.
 
     Source: https://developer.kustomer.com/docs/concepts/rate-limits.
     """
@@ -2577,7 +2599,7 @@ def __note_share(client: Client, headers) -> None:
 
 
 def __leave_others_their_share(client: Client, purpose: str) -> None:
-    """Wait when the last list found less of the organization's budget than others may need."""
+    """Wait if the last list used up this connector's share of the organization's budget."""
     seconds = client.share_used_until - time.monotonic()
     if seconds > 0:
         share = client.settings.api_utilization_percentage
@@ -2586,7 +2608,7 @@ def __leave_others_their_share(client: Client, purpose: str) -> None:
 
 
 def __seconds_until_reset(headers) -> float | None:
-    """Return how long a 429 asks to wait, or None when it names no time ahead."""
+    """Return how long a response asks to wait, or None if it names no time in the future."""
     seconds = __retry_after_seconds(headers.get("Retry-After"))
     if seconds is None:
         reset = __header_number(headers.get("x-ratelimit-reset"))
@@ -2619,7 +2641,8 @@ def __header_date(value: str | None) -> datetime | None:
 
 
 def __backoff_seconds(earlier_failures: int) -> float:
-    """Return a wait with full jitter, so that requests that fail together do not return so."""
+    """Return a wait with full jitter, so that requests that fail together are not retried
+    together."""
     ceiling = min(__BACKOFF_MAX_SECONDS, __BACKOFF_BASE_SECONDS * 2**earlier_failures)
     return random.uniform(0, ceiling)
 
@@ -2627,14 +2650,15 @@ def __backoff_seconds(earlier_failures: int) -> float:
 def __handle_request_error(
     client: Client, request: str, cause: str, failures: int, purpose: str
 ) -> None:
-    """Wait before the next retry, or raise KustomerError when there is none left."""
+    """Wait before the next retry, or raise KustomerError if none is left."""
     if client.closed.is_set():
-        raise SyncStoppedError(f"{request} was given up: nothing asks for its answer any more.")
+        raise SyncStoppedError(f"{request} was abandoned because the sync has ended.")
     if failures >= client.settings.retry_attempts:
         times = f" {failures + 1} times. The last error was" if failures else ""
         raise KustomerError(
-            f"{request} failed{times}: {cause}. If this persists, check your network, base_url and "
-            "whether Kustomer is up; raise retry_attempts or request_timeout_seconds, or lower max_records_per_page."
+            f"{request} failed{times}: {cause}. If this persists, check your network, base_url "
+            "and whether Kustomer is up; raise retry_attempts or request_timeout_seconds, or "
+            "lower max_records_per_page."
         )
     __wait(client, __backoff_seconds(failures), f"{purpose}: {cause}")
 
@@ -2642,12 +2666,12 @@ def __handle_request_error(
 # --------------------------------------------------------------------------------------------
 # Time
 #
-# Times inside are UTC, as Kustomer writes them: to the millisecond, with a Z.
+# All times are in UTC, in Kustomer's format: with milliseconds and a Z.
 # --------------------------------------------------------------------------------------------
 
-# Covers the lag of the search index and clocks that disagree.
+# Covers the delay of the search index and differences between clocks.
 __OVERLAP = timedelta(minutes=10)
-# What Kustomer sends: https://developer.kustomer.com/docs/concepts/json-api-format.
+# Kustomer's format: https://developer.kustomer.com/docs/concepts/json-api-format.
 __KUSTOMER_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 __ANY_TIME = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d)(:\d\d)?(?:\.(\d+))?(?:[Zz]|([+-]\d\d)(?::?(\d\d))?)?",
@@ -2662,21 +2686,21 @@ def get_time_range(
     *,
     now: datetime | None = None,
 ) -> dict[str, str]:
-    """Return the window of changes that a sync starting now has to read.
+    """Return the time range of changes that a sync starting now has to read.
 
-    The window begins ten minutes before `last_sync_time`, because the search index lags behind
-    writes; the rows in that overlap are delivered again, which their primary key makes harmless.
+    The range begins ten minutes before `last_sync_time`, because the search index is updated with
+    a delay. The rows in this overlap are delivered again; the primary key makes that harmless.
 
     Args:
         last_sync_time: an ISO time, or None for a first sync.
-        configuration: the connector's configuration; `initial_sync_days` is used for a first sync.
-        now: the time it is for Kustomer; this machine's clock when None.
+        configuration: the connector's configuration; `initial_sync_days` applies to a first sync.
+        now: the current time according to Kustomer; this machine's clock by default.
 
     Returns:
-        {"start": ..., "end": ...}, ISO texts in UTC; end is now.
+        {"start": ..., "end": ...}, ISO times in UTC; the end is now.
 
     Raises:
-        ValueError: when `last_sync_time` is not a time or `initial_sync_days` is out of range.
+        ValueError: if `last_sync_time` is not a time or `initial_sync_days` is out of range.
     """
     end = now or __now()
     if last_sync_time is None:
@@ -2686,21 +2710,21 @@ def get_time_range(
         last = __parse_time(last_sync_time)
         if last is None:
             raise ValueError(f"last_sync_time must be an ISO time, not {last_sync_time!r:.60}.")
-        # A time saved by a clock that was ahead must not skip what Kustomer wrote meanwhile.
+        # If the clock was ahead when this time was saved, later changes must not be skipped.
         start = max(min(last, end), __EPOCH) - __OVERLAP
     return {"start": __format_time(start), "end": __format_time(end)}
 
 
 def __now(client: Client | None = None) -> datetime:
-    """Return the time by the earlier of two clocks, this machine's and Kustomer's, as far as that
-    is known: with a clock that is ahead, what Kustomer writes meanwhile would be skipped."""
+    """Return the current time according to the earlier of two clocks, this machine's and
+    Kustomer's (if known). A clock that is ahead would make the next sync skip changes."""
     ahead = client.clock_ahead if client else None
     now = datetime.now(timezone.utc) - max(ahead or timedelta(0), timedelta(0))
     return __whole_milliseconds(max(now, __EPOCH))
 
 
 def __note_clock(client: Client, date: str | None) -> None:
-    """Note, at the first answer that has a date, how far this machine's clock is ahead."""
+    """Note how far this machine's clock is ahead, from the first response that has a date."""
     if client.clock_ahead is None and (kustomers := __header_date(date)):
         client.clock_ahead = datetime.now(timezone.utc) - kustomers
 
@@ -2710,12 +2734,12 @@ def __whole_milliseconds(moment: datetime) -> datetime:
 
 
 def __parse_time(value) -> datetime | None:
-    """Return the moment that an ISO text names (UTC where it names no offset), or None."""
+    """Return the time that an ISO string names (in UTC if it has no offset), or None."""
     return __read_time(value)[0] if isinstance(value, str) else None
 
 
 def __read_time(text: str) -> tuple[datetime | None, str | None]:
-    """Return the moment that an ISO text names, and how Kustomer would write it."""
+    """Return the time that an ISO string names, and the same time in Kustomer's format."""
     try:
         if __KUSTOMER_TIME.fullmatch(text):
             return datetime.fromisoformat(text[:-1] + "+00:00"), text
@@ -2732,7 +2756,7 @@ def __read_time(text: str) -> tuple[datetime | None, str | None]:
 
 
 def __format_time(moment: datetime) -> str:
-    """Return a UTC moment as Kustomer writes it, with microseconds only where it has them."""
+    """Return a UTC time in Kustomer's format, with microseconds only if it has any."""
     precision = "microseconds" if moment.microsecond % 1000 else "milliseconds"
     return moment.isoformat(timespec=precision)[: -len("+00:00")] + "Z"
 
@@ -2740,12 +2764,12 @@ def __format_time(moment: datetime) -> str:
 # --------------------------------------------------------------------------------------------
 # Setup form
 #
-# What Fivetran shows when a connection is set up, and the tests of what was entered.
+# The form that Fivetran shows when a connection is set up, and the tests of its values.
 # --------------------------------------------------------------------------------------------
 
 
 def configuration_form() -> ConfigurationForm:
-    """Return the setup form: a field for every setting, and the tests of what was entered."""
+    """Return the setup form: a field for every setting, and the setup tests."""
     form = ConfigurationForm()
     for setting in SETTINGS:
         form.add_field(__form_field(setting))
@@ -2769,28 +2793,28 @@ def __form_field(setting: Setting):
 
 
 def test_configuration(configuration: dict):
-    """Setup test: every setting is within its range."""
+    """Setup test: every setting is valid."""
     return __run_setup_test(configuration, lambda client: None)
 
 
 def test_api_key(configuration: dict):
-    """Setup test: the key is valid and belongs to the region of `base_url`."""
+    """Setup test: the key is valid in the region of `base_url`."""
     return __run_setup_test(configuration, check_api_key)
 
 
 def test_roles(configuration: dict):
-    """Setup test: the key may read each table; a failure names every role to add."""
+    """Setup test: the key can read every table. A failure names all missing roles."""
     return __run_setup_test(configuration, __read_one_of_each)
 
 
 def test_search(configuration: dict):
-    """Setup test: search works. Without it every sync is right and takes more requests, so this
-    test passes all the same, and its warning says what to add."""
+    """Setup test: search works. Without search, syncs are correct but take more requests, so this
+    test never fails; a warning says what is missing."""
     return __run_setup_test(configuration, __search_customers)
 
 
 def __run_setup_test(configuration: dict, check: Callable[[Client], None]):
-    """Return the result of a setup test that passes when `check` raises nothing."""
+    """Return the result of a setup test, which passes if `check` does not raise."""
     try:
         with open_client(validate_configuration(configuration)) as client:
             check(client)
@@ -2820,13 +2844,13 @@ def __search_customers(client: Client) -> None:
         tables = __wanted(client.settings.additional_tables)
         searched = ", ".join(t.name for t in tables if t.search and t.search_is_documented)
         client.warnings.append(
-            f"{reason}. Without search, every sync reads the whole lists of: {searched}."
+            f"{reason}. Without search, every sync reads the whole lists of {searched}."
         )
 
 
 connector = Connector(update=update, schema=schema, configuration_form=configuration_form)
 
 if __name__ == "__main__":
-    # For a run from an editor; `fivetran debug` does not come here.
+    # For a run from an editor. `fivetran debug` does not execute this block.
     with open("configuration.json", encoding="utf-8") as file:
         connector.debug(configuration=json.load(file))

@@ -40,13 +40,13 @@ def test_a_fault_that_stays_ends_the_sync_with_its_cause_and_the_next_one_goes_o
     kind, destination, short_timeouts, waits
 ):
     causes = {
-        "429": "was answered 429",
-        "timeout": "127.0.0.1: it timed out",
+        "429": "returned 429",
+        "timeout": "127.0.0.1: the request timed out",
         "reset": "127.0.0.1: the connection broke",
         "truncated": "not a JSON object",
         "html": "not a JSON object",
         "timed_out": "meta.timed_out",
-        "drip": "127.0.0.1: it timed out",
+        "drip": "127.0.0.1: the request timed out",
     }
     with mock(RECORDS) as server:
         server.order(Fault(kind, seconds=60, after=5, path="/v1/messages"))

@@ -172,7 +172,7 @@ def test_a_total_that_the_list_does_not_reach_is_warned_about(destination):
         sync(server, destination, enable_incremental_sync="false")
         listed = len(server.store.listed("customers"))
     assert [
-        w for w in destination.warnings if f"10000 records, its list ended after {listed}" in w
+        w for w in destination.warnings if f"10000 records, but its list ended after {listed}" in w
     ]
 
 
@@ -328,7 +328,7 @@ def test_a_list_with_other_page_sizes_is_warned_about_once(destination):
     with listing(450, page_size_limit=50) as server:
         sync(server, destination)
     (warning,) = destination.warnings
-    assert warning.startswith("companies: Kustomer does not return pages of the size asked for")
+    assert warning.startswith("companies: Kustomer does not return pages of the requested size")
 
 
 @pytest.mark.parametrize("status", [400, 404, 504])

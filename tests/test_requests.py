@@ -62,10 +62,10 @@ def test_what_may_pass_is_retried_with_full_jitter_and_then_succeeds(kind, waits
         ("502", "status 502"),
         ("503", "status 503"),
         ("reset", "127.0.0.1: the connection broke"),
-        ("timeout", "127.0.0.1: it timed out"),
-        ("truncated", "status 200 with an answer that is not a JSON object"),
-        ("html", "status 200 with an answer that is not a JSON object"),
-        ("timed_out", "status 200 with a partial answer (meta.timed_out)"),
+        ("timeout", "127.0.0.1: the request timed out"),
+        ("truncated", "status 200 with a response that is not a JSON object"),
+        ("html", "status 200 with a response that is not a JSON object"),
+        ("timed_out", "status 200 with a partial response (meta.timed_out)"),
     ],
 )
 def test_a_fault_that_stays_ends_within_the_retry_budget_with_its_cause(kind, cause):
@@ -162,7 +162,7 @@ def test_rate_limits_end_after_fifteen_minutes_in_all(waits):
     with mock({}) as server:
         server.order(Fault("429", headers={"Retry-After": "100"}))
         message = failure_of(server)
-    assert f"GET {PATH} was answered 429" in message
+    assert f"GET {PATH} returned 429" in message
     assert 900 <= sum(waits) <= 900 + 105
 
 
@@ -223,13 +223,13 @@ def test_an_answer_that_drips_ends_within_ten_timeouts():
         (
             "https://x.api.kustomerapp.com",
             socket.gaierror(-2, "unknown"),
-            "its name was not found",
+            "the host name was not found",
         ),
-        ("https://x.api.kustomerapp.com", ConnectionRefusedError(), "it refused the connection"),
+        ("https://x.api.kustomerapp.com", ConnectionRefusedError(), "the connection was refused"),
         (
             "https://x.api.kustomerapp.com",
             ssl.SSLCertVerificationError("self-signed"),
-            "its certificate was not accepted",
+            "the certificate is not valid",
         ),
     ],
 )
@@ -247,7 +247,7 @@ def test_a_network_error_names_the_host_and_what_failed(url, error, words, monke
 def test_a_refused_connection_is_named():
     with mock({}) as server:
         configuration = server.configuration(retry_attempts="0")
-    with pytest.raises(connector.KustomerError, match="127.0.0.1: it refused the connection"):
+    with pytest.raises(connector.KustomerError, match="127.0.0.1: the connection was refused"):
         connector.execute_api_request(PATH, "key", {}, configuration)
 
 

@@ -66,7 +66,7 @@ def test_each_field_says_what_it_does_and_what_its_default_is(fields):
         field = fields[setting.name]
         assert field["label"] and field["description"].endswith(".")
         if setting.limits:
-            shown = "When empty" if setting.default is None else f"Default: {setting.default}."
+            shown = "Leave empty" if setting.default is None else f"Default: {setting.default}."
             assert shown in field["description"]
             assert "{} to {}.".format(*setting.limits) in field["description"]
         if field["kind"] != "toggle":
@@ -129,7 +129,7 @@ def test_a_good_key_passes_every_setup_test(tmp_path):
             "",
         ),
         (FORM_TESTS[0], "api_key: is required", {"api_key": "<YOUR_KUSTOMER_API_KEY>"}, ""),
-        (FORM_TESTS[1], "invalid, expired or of another region", {"api_key": "other"}, ""),
+        (FORM_TESTS[1], "invalid, expired or from another region", {"api_key": "other"}, ""),
         (FORM_TESTS[2], "companies: GET /v1/companies was refused with 403", {}, "company"),
         (FORM_TESTS[2], "The API key lacks the role org.permission.message.read", {}, "message"),
     ],
@@ -150,7 +150,7 @@ def test_a_key_without_the_search_role_passes_and_the_user_learns_what_to_add(tm
     assert code == 0
     (warning,) = [line for line in output.splitlines() if "search was refused" in line]
     assert "lacks the role org.permission.search.create" in warning
-    assert "every sync reads the whole lists of: customers, messages." in warning
+    assert "every sync reads the whole lists of customers, messages." in warning
 
 
 def test_every_missing_role_is_named_at_once(tmp_path):

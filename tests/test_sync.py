@@ -166,7 +166,7 @@ def test_a_wrong_key_is_said_to_be_invalid_expired_or_of_another_region(status, 
             sync(server, destination)
         assert len(server.requests) == 1
     assert f"refused the key with {status} (Wrong pod)" in str(error.value)
-    assert "invalid, expired or of another region" in str(error.value)
+    assert "invalid, expired or from another region" in str(error.value)
     assert "base_url" in str(error.value)
 
 
@@ -200,7 +200,7 @@ def test_a_legacy_state_counts_for_every_table(destination):
         ("rubbish", "is not a time"),
         (5, "is not a time"),
         (None, "is not a time"),
-        pytest.param(ago(days=-1), "lies in the future", id="tomorrow"),
+        pytest.param(ago(days=-1), "is in the future", id="tomorrow"),
     ],
 )
 def test_a_time_that_cannot_be_starts_its_table_afresh(saved, trouble, destination):
@@ -209,7 +209,7 @@ def test_a_time_that_cannot_be_starts_its_table_afresh(saved, trouble, destinati
         sync(server, destination)
         assert_mirrors(destination, server, ["customers"])
     assert destination.warnings == [
-        f"customers: the saved last_sync_time {trouble}; the table starts afresh."
+        f"customers: the saved last_sync_time {trouble}; the table is read from the start."
     ]
 
 
