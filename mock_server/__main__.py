@@ -1,4 +1,4 @@
-"""Run the mock: by itself until Ctrl-C, or beside a command.
+"""Run the mock, either on its own until Ctrl-C or alongside a command.
 
 python -m mock_server [options]
 python -m mock_server [options] -- COMMAND ...
@@ -43,7 +43,7 @@ def _words(text: str) -> FrozenSet[str]:
 
 
 def _at_least(lowest: float, highest: float = 10**9, read: Callable = int) -> Callable:
-    """Return a reader of numbers that refuses any beyond its limits."""
+    """Return a parser of numbers that rejects any number outside the limits."""
 
     def number(text: str):
         try:
@@ -70,13 +70,13 @@ def _fault(text: str) -> Fault:
 
 
 def _own_file(text: str) -> Path:
-    """Return a path that the mock may write: a new file, or one that it wrote itself."""
+    """Return a path that the mock may write to: a new file, or one that the mock wrote."""
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
     try:
         found = json.loads(path.read_text())
-        # The mock writes these two settings alone; a file with any other is somebody's work.
+        # The mock writes only these two settings. A file with others has been edited.
         written_here = found.keys() == {"api_key", "base_url"} and found["base_url"].startswith(
             "http://127.0.0.1:"
         )
@@ -92,7 +92,7 @@ def _own_file(text: str) -> Path:
 
 
 def _words_of(*allowed: str) -> Callable[[str], FrozenSet[str]]:
-    """Return a reader of words between commas that refuses any but the allowed ones."""
+    """Return a parser of comma-separated words that rejects any other than the allowed ones."""
 
     def read(text: str) -> FrozenSet[str]:
         unknown = _words(text).difference(allowed)
@@ -110,68 +110,74 @@ _SWITCH = {"action": argparse.BooleanOptionalAction}
 _NUMBER = {"type": _at_least(1), "metavar": "N"}
 _SECONDS = {"type": _at_least(0, read=float), "metavar": "SECONDS"}
 _ANY_SECONDS = {"type": _at_least(-(10**9), read=float), "metavar": "SECONDS"}
-# An option for each field of Behaviour but the roles: what argparse is told, and the help.
+# An option for each field of Behaviour except the roles: arguments for argparse, and a help text.
 _BEHAVIOUR_OPTIONS = {
     "missing_role_status": (
         {"type": int, "choices": (401, 403)},
-        "status of a refusal for a missing role",
+        "status of the error for a missing role",
     ),
-    "search_needs_object_role": (_SWITCH, "search asks for the object's own role as well"),
-    "error_form": ({"choices": ERROR_FORMS}, "which of the two documented forms errors have"),
+    "search_needs_object_role": (_SWITCH, "search also requires the object's own role"),
+    "error_form": ({"choices": ERROR_FORMS}, "which of the two documented formats errors have"),
     "ignores": (
         {"type": _words_of("filter", "page"), "metavar": "A,B"},
-        "what search takes no notice of: filter, page",
+        "what search ignores: filter, page",
     ),
     "sort_contexts": (
         {"type": _words_of(*CONTEXTS), "metavar": "A,B"},
-        f"contexts that search sorts for, of {', '.join(CONTEXTS)}; '' for none",
+        f"contexts for which search sorts, from {', '.join(CONTEXTS)}; '' for none",
     ),
-    "other_sorts": ({"choices": ("ignore", "refuse")}, "what becomes of any other sort"),
+    "other_sorts": (
+        {"choices": ("ignore", "refuse")},
+        "what search does with a sort for any other context",
+    ),
     "unsorted_order": (
         {"choices": ("scattered", "insertion")},
-        "order of what search does not sort",
+        "order of records that search does not sort",
     ),
     "company_search": (
         {"choices": COMPANY_SEARCHES},
-        "what a search for companies by updatedAt meets",
+        "how search treats companies by updatedAt",
     ),
     "hidden": (
         {"type": _words, "metavar": "ID,ID"},
-        "ids of records that search counts and does not show",
+        "ids of records that search counts but does not return",
     ),
-    "search_window": (_NUMBER, "counts and pages of search end at so many records"),
-    "index_lag_seconds": (_SECONDS, "how long search takes no notice of a change"),
-    "shows_current": (_SWITCH, "search shows a record as it is, and finds it as it was"),
+    "search_window": (_NUMBER, "counts and pages of search end at this many records"),
+    "index_lag_seconds": (_SECONDS, "how long search does not see a change"),
+    "shows_current": (
+        _SWITCH,
+        "search finds a record by its old state but returns its current state",
+    ),
     "list_order": ({"choices": ("scattered", "updated")}, "order of lists"),
-    "lists_show_deleted": (_SWITCH, "lists have deleted records as well"),
+    "lists_show_deleted": (_SWITCH, "lists include deleted records"),
     "user_lists": (
         {"choices": USER_LISTS},
-        "deactivated users: on a list of their own, or on that of all users",
+        "where deactivated users are: on a list of their own, or among all users",
     ),
-    "list_window": (_NUMBER, "lists end at so many records"),
+    "list_window": (_NUMBER, "lists end at this many records"),
     "list_window_status": (
         {"type": _at_least(400, 599), "metavar": "STATUS"},
-        "status of the pages beyond, which are empty otherwise",
+        "status of pages beyond the list window; by default they are empty",
     ),
     "large_pages": (
         {"choices": ("clamp", "refuse")},
-        "what becomes of a pageSize over the documented maximum",
+        "what happens to a pageSize above the documented maximum",
     ),
-    "page_size_limit": (_NUMBER, "a lower maximum of records a page"),
-    "forced_page_size": (_NUMBER, "size of every page, whatever is asked for"),
-    "allowed_page_sizes": ({"type": _numbers, "metavar": "N,M"}, "refuse any other pageSize"),
+    "page_size_limit": (_NUMBER, "a lower maximum of records per page"),
+    "forced_page_size": (_NUMBER, "size of every page, regardless of pageSize"),
+    "allowed_page_sizes": ({"type": _numbers, "metavar": "N,M"}, "reject any other pageSize"),
     "page_size_shown": (
         {"choices": ("given", "asked", "absent")},
-        "which page size answers show",
+        "which page size responses report",
     ),
-    "shows_links": (_SWITCH, "answers have links"),
-    "shows_total": (_SWITCH, "answers have counts"),
-    "org_limit": (_NUMBER, "requests in a window"),
-    "search_limit": (_NUMBER, "searches in a window"),
-    "window_seconds": (_SECONDS, "length of a window"),
-    "rate_limit_reset": ({"choices": RESETS}, "how a refusal says when its window ends"),
-    "reset_on_every_answer": (_SWITCH, "every answer says when its window ends"),
-    "clock_offset_seconds": (_ANY_SECONDS, "Kustomer's clock against this machine's"),
+    "shows_links": (_SWITCH, "responses have links"),
+    "shows_total": (_SWITCH, "responses have counts"),
+    "org_limit": (_NUMBER, "requests per window"),
+    "search_limit": (_NUMBER, "searches per window"),
+    "window_seconds": (_SECONDS, "length of a rate limit window"),
+    "rate_limit_reset": ({"choices": RESETS}, "how a 429 says when the window ends"),
+    "reset_on_every_answer": (_SWITCH, "every response says when the window ends"),
+    "clock_offset_seconds": (_ANY_SECONDS, "how far Kustomer's clock is ahead of this machine's"),
 }
 
 
@@ -184,18 +190,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mock_server",
         usage="%(prog)s [options] [-- COMMAND ...]",
-        description="A Kustomer API on 127.0.0.1 with made-up records. After -- a command that "
-        "runs beside it; the exit code is the command's.",
+        description="Run a Kustomer API on 127.0.0.1 with made-up records. If -- and a command "
+        "follow, run that command alongside it and exit with the command's exit code.",
         epilog=f"faults (KIND):\n{_explained(KINDS)}\n\nparts of a fault:\n{_explained(parts)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--port", type=_at_least(0, 65535), default=0, help="default: any free port"
     )
-    parser.add_argument("--api-key", default=API_KEY, help="the key it knows")
-    parser.add_argument("--seed", type=int, default=1, help="of the records and the faults")
+    parser.add_argument("--api-key", default=API_KEY, help="the only key that it accepts")
     parser.add_argument(
-        "--days", type=_at_least(1, 3650), default=60, help="how far updatedAt reaches back"
+        "--seed", type=int, default=1, help="random seed of the records and the faults"
+    )
+    parser.add_argument(
+        "--days", type=_at_least(1, 3650), default=60, help="how many days updatedAt goes back"
     )
     for table, number in _DEFAULT_COUNTS.items():
         parser.add_argument(
@@ -206,14 +214,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_at_least(0),
         default=700,
         metavar="N",
-        help="messages that share one updatedAt",
+        help="number of messages that share one updatedAt",
     )
     parser.add_argument(
         "--configuration",
         type=_own_file,
         metavar="FILE",
-        help="write a configuration for the connector to this file, which must be new or an "
-        "earlier one of the mock's",
+        help="write a configuration for the connector to this file, which must not exist or "
+        "must have been written by the mock",
     )
     parser.add_argument(
         "--fault",
@@ -221,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KIND[:PART=VALUE,...]",
-        help="a fault, such as 503:rate=0.05; see below. May be given more than once",
+        help="a fault, such as 503:rate=0.05; see below; can be repeated",
     )
     parser.add_argument(
         "--without-role",
@@ -229,9 +237,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         choices=sorted(ROLES),
         metavar="ROLE",
-        help="a role that the key lacks",
+        help="a role that the key lacks; can be repeated",
     )
-    parser.add_argument("--no-compression", action="store_true", help="never send gzip")
+    parser.add_argument("--no-compression", action="store_true", help="never compress responses")
     usual = Behaviour()
     for name, (arguments, text) in _BEHAVIOUR_OPTIONS.items():
         option = f"--{name.replace('_', '-')}"
@@ -262,13 +270,13 @@ def _server(options: argparse.Namespace) -> MockKustomer:
 
 
 def _run_beside(command: List[str]) -> int:
-    """Run a command to its end and return its exit code."""
+    """Run a command and return its exit code."""
     try:
         child = subprocess.Popen(command)
     except OSError as error:
         print(f"{command[0]}: {error.strerror}", file=sys.stderr)
         return 127
-    # Ctrl-C reaches the command as well, and its own end decides.
+    # Ctrl-C also reaches the command, which decides how to end.
     signal.signal(signal.SIGINT, lambda *_: None)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     code = child.wait()
@@ -276,18 +284,18 @@ def _run_beside(command: List[str]) -> int:
 
 
 def _run_alone(server: MockKustomer) -> int:
-    """Run until Ctrl-C or a request to end."""
+    """Run until Ctrl-C or SIGTERM."""
     signals: List[int] = []
-    # Noted, because an exception would be raised in whatever runs at that moment.
+    # Signals are only noted here: an exception could be raised in any code that is running.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: signals.append(received))
     held = ", ".join(f"{server.store.count(table)} {table}" for table in TABLES)
     print(f"Kustomer mock at {server.url} with API key {server.api_key}: {held}.", flush=True)
-    print("Ctrl-C stops it.", flush=True)
+    print("Press Ctrl-C to stop.", flush=True)
     while not signals:
         time.sleep(_SIGNAL_CHECK_SECONDS)
     if signal.SIGINT in signals:
-        # Whoever sends another signal may not be reading.
+        # After any other signal, nobody may be reading the output.
         print("\nStopped.")
     return 0
 

@@ -1,4 +1,4 @@
-"""What is Kustomer's to choose, or not documented: the mock's switches."""
+"""The mock's switches for behavior that is undocumented or that Kustomer may choose."""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -6,7 +6,7 @@ from typing import FrozenSet, Optional, Set
 
 from mock_server.records import TYPES
 
-# Search's contexts, and the table of each.
+# The contexts of search, and the table of each.
 CONTEXTS = {
     "customer": "customers",
     "message": "messages",
@@ -26,39 +26,38 @@ RESETS = ("epoch", "epoch_ms", "seconds", "past", "absent", "rubbish", "retry_af
 
 @dataclass
 class Behaviour:
-    """What is Kustomer's to choose, or not documented. It may change while the server runs.
+    """Behavior that is undocumented or that Kustomer may choose. It can change at any time.
 
-    Roles and errors: `roles` are the key's, `missing_role_status` is 403 or 401, and
-    `search_needs_object_role` says whether search asks for the object's own role as well.
-    `error_form` is "common" (code, message, meta) or "detailed" (status, title, source and more).
+    Roles and errors: `roles` are the roles of the key. `missing_role_status` is 403 or 401.
+    `search_needs_object_role` is whether search also requires the object's own role. `error_form`
+    is "common" (code, message, meta) or "detailed" (status, title, source and more).
 
-    Search: `ignores` may hold "filter" and "page", what search takes no notice of.
-    `sort_contexts` are the contexts that it sorts for; a sort for another one is ignored or
-    refused, as `other_sorts` says ("ignore", "refuse"), and records come in `unsorted_order`:
-    "scattered", or "insertion", the order in which they came into the store.
-    `company_search` says what a search by `company_updated_at` meets: "knows" answers it,
-    "refuses_attribute" and "refuses_context" are a 400 for the attribute or for the whole context,
-    and "finds_nothing" is an empty answer, as for a field that is not indexed. Records whose id is
-    in `hidden` are counted and take their place on a page, but are not shown. Counts and pages end
-    at `search_window` records. The index shows a record as it was `index_lag_seconds` ago, or,
-    with `shows_current`, finds it by what it was and shows what it is.
+    Search: `ignores` may contain "filter" and "page", which search then ignores. Search sorts for
+    `sort_contexts`. `other_sorts` is whether to "ignore" or "refuse" a sort for another context,
+    whose records are in `unsorted_order`: "scattered", or "insertion" for the order in which they
+    were stored. `company_search` is how search treats `company_updated_at`: "knows" supports it,
+    "refuses_attribute" and "refuses_context" return 400 for the attribute or the whole context,
+    and "finds_nothing" returns an empty page, as for a field that is not indexed. Records whose id
+    is in `hidden` are counted and take up space on a page, but are not returned. Counts and pages
+    end at `search_window` records. The index shows a record as it was `index_lag_seconds` ago;
+    with `shows_current`, it finds the record by that state but returns its current state.
 
-    Lists: `list_order` is "scattered" or "updated" (ascending updatedAt). `lists_show_deleted`
-    says whether they have deleted records. `user_lists` is "apart" when deactivated users are on
-    the list with `deleted=true` and only there, "ignores_deleted" when that parameter changes
-    nothing, and "together" when the list without it has all users. Lists end at `list_window`
-    records; later pages are empty, or refused with `list_window_status`.
+    Lists: `list_order` is "scattered" or "updated" (ascending updatedAt). `lists_show_deleted` is
+    whether lists include deleted records. `user_lists` is "apart" if deactivated users are only on
+    the list with `deleted=true`, "ignores_deleted" if that parameter has no effect, and "together"
+    if the list without the parameter has all users. Lists end at `list_window` records; later
+    pages are empty or return `list_window_status`.
 
-    Page sizes, of both: `large_pages` beyond the documented maximum are a "clamp" or "refuse".
-    `page_size_limit` is a lower maximum, `forced_page_size` the size of every page whatever is
-    asked for, and any size that is not one of `allowed_page_sizes` is refused. Answers show the
-    page size that was "given", the one "asked" for, or none ("absent"), by `page_size_shown`;
-    `shows_links` and `shows_total` say whether they have links and counts.
+    Page sizes of both: above the documented maximum, `large_pages` is "clamp" or "refuse".
+    `page_size_limit` is a lower maximum, `forced_page_size` is the size of every page regardless
+    of the request, and any size not in `allowed_page_sizes` is refused. `page_size_shown` is
+    whether responses report the "given" size, the "asked" size, or none ("absent"). `shows_links`
+    and `shows_total` are whether responses have links and counts.
 
-    Limits and clock: `org_limit` and `search_limit` are requests for a window of
-    `window_seconds`; `rate_limit_reset` is one of RESETS, sent with a refusal, or always with
-    `reset_on_every_answer`. Kustomer's clock is `clock_offset_seconds` ahead of this machine's, or
-    behind it where that is negative: dates, new updatedAt and resets follow it.
+    Limits and clock: `org_limit` and `search_limit` are the requests per window of
+    `window_seconds`. `rate_limit_reset` is one of RESETS, sent with a 429, or with every response
+    if `reset_on_every_answer` is set. Kustomer's clock is `clock_offset_seconds` ahead of this
+    machine's (behind, if negative), which affects dates, new updatedAt values and resets.
     """
 
     roles: FrozenSet[str] = ROLES
@@ -94,5 +93,5 @@ class Behaviour:
     clock_offset_seconds: float = 0.0
 
     def now(self) -> datetime:
-        """Return the time by Kustomer's clock."""
+        """Return the current time according to Kustomer's clock."""
         return datetime.now(timezone.utc) + timedelta(seconds=self.clock_offset_seconds)

@@ -1,4 +1,4 @@
-"""The demo: a first sync and an incremental one, from the mock into a warehouse of its own."""
+"""The demo: a first and an incremental sync from the mock to a warehouse of its own."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from mock_server.records import TABLES, make_records
 from mock_server.server import MockKustomer
 
 PROJECT = Path(__file__).resolve().parent.parent
-# Not the project's folder, whose warehouse and state are those of real syncs.
+# Not the project folder, which has the warehouse and the state of real syncs.
 FOLDER = PROJECT / "build" / "demo"
 WAREHOUSE = FOLDER / "files" / "warehouse.db"
 _RECORDS = {
@@ -59,7 +59,7 @@ _PICTURES = {
         from brands order by minutes
     """,
 }
-# What the demo does to records between its two syncs: how many change, and how many are deleted.
+# How many records the demo changes and deletes between its two syncs.
 _CHANGES = {
     "customers": (12, 2),
     "companies": (3, 0),
@@ -80,14 +80,14 @@ def main() -> int:
     with MockKustomer(records) as server:
         configuration = server.configuration(additional_tables="all")
         (FOLDER / "configuration.json").write_text(json.dumps(configuration))
-        print("A Kustomer API on this machine, with " + _numbers(records) + ".")
+        print("A Kustomer API on this machine has " + _numbers(records) + ".")
         _sync("First sync")
         first = _contents()
         print("In the warehouse, without deleted rows: " + _numbers(first) + ".")
         for title, query in _PICTURES.items():
             _draw(title, query)
         changed = _change_some(server)
-        print("\nSome records are changed, added and deleted in Kustomer.")
+        print("\nSome records have been changed, added and deleted in Kustomer.")
         _sync("Second sync")
         right = _compare(first, _contents(), changed)
     print(f"\nTo look around: make sql WAREHOUSE={WAREHOUSE.relative_to(PROJECT)}")
@@ -99,7 +99,7 @@ def _numbers(tables: dict) -> str:
 
 
 def _sync(title: str) -> None:
-    """Run `fivetran debug` and print what it took."""
+    """Run `fivetran debug` and print how long it took."""
     print(f"\n{title}: fivetran debug ...", end="", flush=True)
     started = time.monotonic()
     run = run_fivetran("debug", str(FOLDER), "--configuration", str(FOLDER / "configuration.json"))
@@ -111,7 +111,7 @@ def _sync(title: str) -> None:
 
 
 def _contents() -> Contents:
-    """Return every live row by table and id, without the column that says when it was written."""
+    """Return all rows that are not deleted, by table and id, without the time of their sync."""
     contents = {}
     with duckdb.connect(str(WAREHOUSE), read_only=True) as warehouse:
         for table in TABLES:
@@ -124,7 +124,7 @@ def _contents() -> Contents:
 
 
 def _draw(title: str, query: str) -> None:
-    """Print a query's rows under a title, in columns."""
+    """Print the rows of a query in columns, under a title."""
     with duckdb.connect(str(WAREHOUSE), read_only=True) as warehouse:
         found = warehouse.execute(f"select columns(c -> c != 'date')::varchar from ({query})")
         lines = [[column[0] for column in found.description], *found.fetchall()]
@@ -137,12 +137,12 @@ def _draw(title: str, query: str) -> None:
 
 
 def _width(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
+    """Return the width of a string in a terminal."""
     return len(text) + sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
 
 
 def _change_some(server: MockKustomer) -> Dict[str, Tuple[set, set, set]]:
-    """Change, add and delete records; return the ids of each kind by table."""
+    """Change, add and delete records, and return their ids by table and kind of change."""
     store, changed = server.store, {}
     for table, (changes, deletes) in _CHANGES.items():
         live = store.listed(table)
@@ -160,7 +160,7 @@ def _change_some(server: MockKustomer) -> Dict[str, Tuple[set, set, set]]:
 
 
 def _compare(first: Contents, second: Contents, changed: dict) -> bool:
-    """Print what differs between two syncs, and return whether that is what was changed."""
+    """Print the differences between two syncs, and return whether they match the changes."""
     right = True
     for table in TABLES:
         before, after = first[table], second[table]

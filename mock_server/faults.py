@@ -1,28 +1,28 @@
-"""What can go wrong on the way to and from Kustomer, to be ordered."""
+"""Faults that the mock produces on request."""
 
 import random
 from dataclasses import dataclass, field
 from typing import Callable, Dict, List, Optional
 
-_STATUS = "answers with this status"
-# What can be ordered, and what it does to a request.
+_STATUS = "responds with this status"
+# The kinds of faults, and what each does to a request.
 KINDS = {
-    "latency": "answers as usual after a delay of SECONDS",
-    "429": "refuses as if the rate limit were used up",
+    "latency": "responds normally after a delay of SECONDS",
+    "429": "responds as if the rate limit were used up",
     "500": _STATUS,
     "502": _STATUS,
     "503": _STATUS,
-    "timeout": "keeps the connection open for SECONDS without an answer, and closes it",
+    "timeout": "keeps the connection open for SECONDS without a response, then closes it",
     "reset": "resets the connection",
-    "truncated": "sends half of the answer",
-    "html": "answers with status 200 and an HTML page",
-    "timed_out": "answers with a part of the records and meta.timed_out",
-    "drip": "sends the answer byte by byte, one each SECONDS",
+    "truncated": "sends half of the response",
+    "html": "responds with status 200 and an HTML page",
+    "timed_out": "responds with some of the records and meta.timed_out",
+    "drip": "sends the response byte by byte, one every SECONDS",
 }
 
 
 def _number(read: Callable[[str], float], lowest: float, highest: float) -> Callable:
-    """Return a reader of a number within limits, which raises ValueError for any other text."""
+    """Return a parser of a number within limits. It raises ValueError for anything else."""
 
     def within(text: str):
         value = read(text)
@@ -34,30 +34,30 @@ def _number(read: Callable[[str], float], lowest: float, highest: float) -> Call
 
 
 _MANY = 10**9
-# The parts of an order: what reads each, and what it takes.
+# The parts of a fault: the parser and a description of each.
 PARTS = {
-    "rate": (_number(float, 0, 1), "the share of requests that it meets, 0 to 1 (default 1)"),
-    "after": (_number(int, 0, _MANY), "how many requests are left alone first (default 0)"),
-    "times": (_number(int, 0, _MANY), "how many requests it meets at most (default: no limit)"),
+    "rate": (_number(float, 0, 1), "the share of requests affected, 0 to 1 (default 1)"),
+    "after": (_number(int, 0, _MANY), "how many requests to skip first (default 0)"),
+    "times": (_number(int, 0, _MANY), "the most requests affected (default: no limit)"),
     "path": (str, "only requests whose path ends with this (default: all)"),
-    "seconds": (_number(float, 0, _MANY), "how long it takes, 0 or more (default 0)"),
+    "seconds": (_number(float, 0, _MANY), "the duration, 0 or more (default 0)"),
 }
 
 
 @dataclass
 class Fault:
-    """An order for trouble.
+    """A fault to produce.
 
     Args:
-        kind: one of KINDS. "latency" delays an answer, "drip" sends it byte by byte, every other
-            kind replaces it.
-        rate: the share of requests that it meets.
-        after: leave the first requests alone.
-        times: how many requests it meets at most; None for no end.
-        path: only requests whose path ends so.
+        kind: one of KINDS. "latency" delays a response, "drip" sends it byte by byte, and every
+            other kind replaces it.
+        rate: the share of requests affected.
+        after: how many requests to skip first.
+        times: the most requests affected; None for no limit.
+        path: affects only requests whose path ends with this.
         seconds: the delay of "latency", the time between two bytes of "drip", or how long
-            "timeout" keeps the line open.
-        headers: more headers for a status, such as x-ratelimit-reset.
+            "timeout" keeps the connection open.
+        headers: additional headers for a status, such as x-ratelimit-reset.
     """
 
     kind: str
@@ -74,9 +74,9 @@ class Fault:
 
 
 def parse_fault(text: str) -> Fault:
-    """Return the fault that a command line orders, as in "503:rate=0.05,times=3".
+    """Return the fault that a command line option describes, such as "503:rate=0.05,times=3".
 
-    Raises ValueError saying what an order looks like.
+    Raises ValueError, which says what is allowed.
     """
     kind, _, options = text.partition(":")
     values = {}
@@ -93,7 +93,7 @@ def parse_fault(text: str) -> Fault:
 
 
 class FaultOrders:
-    """The faults in force, and which of them each request meets."""
+    """The active faults, and which of them affect each request."""
 
     def __init__(self, seed: int):
         self._random = random.Random(seed)
@@ -106,7 +106,7 @@ class FaultOrders:
         self._orders.clear()
 
     def meet(self, path: str, number: int) -> List[Fault]:
-        """Return the faults that request `number` (from 1) for `path` meets."""
+        """Return the faults that affect request `number` (from 1) for `path`."""
         return [fault for fault in self._orders if self._meets(fault, path, number)]
 
     def _meets(self, fault: Fault, path: str, number: int) -> bool:

@@ -664,7 +664,7 @@ def test_every_switch_has_an_option_that_says_what_it_does():
     for switch in dataclasses.fields(Behaviour):
         option = f"--{switch.name.replace('_', '-')}"
         assert option in text or switch.name == "roles"
-    assert "refuse any other pageSize" in text
+    assert "reject any other pageSize" in text
 
 
 def test_switches_can_be_set_from_the_command_line(tmp_path):
@@ -690,9 +690,9 @@ def test_switches_can_be_set_from_the_command_line(tmp_path):
     [
         (["--fault", "earthquake"], "a fault is one of latency"),
         (["--fault", "503:colour=red"], "a fault takes rate, after, times, path, seconds"),
-        (["--fault", "503:rate=5"], "rate is the share of requests that it meets, 0 to 1"),
-        (["--fault", "503:times=few"], "times is how many requests it meets at most"),
-        (["--fault", "drip:seconds=-1"], "seconds is how long it takes, 0 or more"),
+        (["--fault", "503:rate=5"], "rate is the share of requests affected, 0 to 1"),
+        (["--fault", "503:times=few"], "times is the most requests affected"),
+        (["--fault", "drip:seconds=-1"], "seconds is the duration, 0 or more"),
         (["--list-order", "all"], "invalid choice: 'all'"),
         (["--ignores", "filter,all"], "all: choose from filter, page"),
         (["--allowed-page-sizes", "many"], "'many' is not a number of 1 or more"),
@@ -781,7 +781,7 @@ def test_alone_it_says_where_it_is_and_what_it_holds_and_stops_when_told(number)
         headers = {"Authorization": f"Bearer {key}"}
         answer = requests.get(url + "/v1/messages", headers=headers, timeout=10)
         assert len(answer.json()["data"]) == 4
-        assert process.stdout.readline() == "Ctrl-C stops it.\n"
+        assert process.stdout.readline() == "Press Ctrl-C to stop.\n"
         process.send_signal(number)
         rest, errors = process.communicate(timeout=30)
     finally:
