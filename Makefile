@@ -61,7 +61,7 @@ deploy: ready has-configuration
 	@test -n "$$DESTINATION" || { echo "DESTINATION is missing: the name of a destination, as" \
 		"Fivetran shows it." >&2; exit 1; }
 	@printf %s "$$CONNECTION" | grep -Eqx '[a-z_][a-z0-9_]*' || { echo "CONNECTION must be the" \
-		"name of a new or an existing connection: small letters, digits and underscores, not" \
+		"name of a new or existing connection: lowercase letters, digits and underscores, not" \
 		"beginning with a digit." >&2; exit 1; }
 	@test -n "$$FIVETRAN_API_KEY" || { echo "FIVETRAN_API_KEY is missing: the Base64 text of a" \
 		"Fivetran API key, in the environment." >&2; exit 1; }
