@@ -16,7 +16,7 @@ RECORDS = make_records(
 )
 
 
-def test_without_the_setting_nothing_is_asked_of_the_additional_endpoints(destination):
+def test_without_the_setting_no_additional_endpoint_is_requested(destination):
     with mock(RECORDS) as server:
         sync(server, destination)
         assert {request.path for request in server.requests} == {
@@ -100,7 +100,7 @@ def test_conversations_and_notes_deliver_what_changed_and_what_was_deleted(desti
 
 
 @pytest.mark.parametrize("table", MIRRORED)
-def test_a_mirrored_table_follows_what_is_gone_and_what_is_new(table, destination):
+def test_a_mirrored_table_follows_removed_and_new_records(table, destination):
     with mock(RECORDS) as server:
         sync(server, destination, additional_tables=table)
         gone = server.store.listed(table)[0]
@@ -187,7 +187,7 @@ def test_users_and_teams_are_listed_five_hundred_at_a_time(destination):
 
 
 @pytest.mark.parametrize("table", ADDITIONAL)
-def test_a_missing_role_of_one_table_leaves_the_others_read_and_is_named(table, destination):
+def test_a_missing_role_is_named_and_the_other_tables_are_read(table, destination):
     role = f"org.permission.{TYPES[table]}.read"
     with mock(RECORDS, roles=ROLES - {role}) as server:
         with pytest.raises(connector.KustomerError, match=f"{table}: .* lacks the role {role}"):
@@ -251,14 +251,14 @@ def test_a_count_is_a_whole_number_of_32_bits_or_null_and_counted_as_unreadable(
     assert said is (count is None)
 
 
-def test_a_table_that_is_asked_for_later_is_read_from_its_beginning(destination):
+def test_a_table_added_later_is_read_from_the_start(destination):
     with mock(RECORDS) as server:
         sync(server, destination)
         sync(server, destination, additional_tables="all")
         assert_mirrors(destination, server, ALL_TABLES)
 
 
-def test_a_table_that_is_asked_for_again_catches_up(destination):
+def test_a_table_that_is_added_again_catches_up(destination):
     with mock(RECORDS) as server:
         sync(server, destination, additional_tables="notes")
         record_id = server.store.listed("notes")[0]
@@ -280,7 +280,7 @@ def test_a_single_saved_time_does_not_count_for_tables_that_earlier_versions_did
         assert destination.rows["messages"] == {}
 
 
-def test_the_generators_give_the_rows_of_their_tables():
+def test_the_generators_return_the_rows_of_their_tables():
     with mock(RECORDS) as server:
         for table in ADDITIONAL:
             rows = getattr(connector, f"get_{table}")(

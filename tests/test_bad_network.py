@@ -25,7 +25,7 @@ def short_timeouts(monkeypatch):
     monkeypatch.setattr(connector, "validate_configuration", parse_impatiently)
 
 
-def test_a_sync_comes_through_when_one_in_twenty_answers_is_any_fault(destination, short_timeouts):
+def test_a_sync_succeeds_when_one_in_twenty_responses_is_a_fault(destination, short_timeouts):
     with mock(RECORDS) as server:
         for kind in BREAKING:
             server.order(Fault(kind, rate=0.05, seconds=60))
@@ -36,7 +36,7 @@ def test_a_sync_comes_through_when_one_in_twenty_answers_is_any_fault(destinatio
 
 
 @pytest.mark.parametrize("kind", BREAKING)
-def test_a_fault_that_stays_ends_the_sync_with_its_cause_and_the_next_one_goes_on(
+def test_a_persistent_fault_ends_the_sync_with_its_cause_and_the_next_sync_resumes(
     kind, destination, short_timeouts, waits
 ):
     causes = {

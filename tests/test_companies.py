@@ -64,7 +64,7 @@ def test_a_deleted_company_that_search_knows_is_a_deleted_row(destination):
     assert deleted in destination.deleted["companies"]
 
 
-def test_a_list_of_one_page_is_all_that_is_asked_for(destination):
+def test_a_list_of_one_page_takes_one_request(destination):
     with mock(make_records(companies=100), company_search="knows") as server:
         sync(server, destination)
         assert company_requests(server) == [("GET", "1")]

@@ -38,7 +38,7 @@ def test_every_setting_but_the_key_has_its_documented_default():
     )
 
 
-def test_the_template_has_the_seeds_keys_and_fails_for_want_of_a_key_only():
+def test_the_template_has_the_keys_of_the_seed_and_lacks_only_an_api_key():
     template = json.loads((PROJECT / "configuration.json").read_text())
     names = {setting.name for setting in connector.SETTINGS}
     assert template.keys() == names - {
@@ -58,12 +58,12 @@ def test_a_blank_or_a_placeholder_counts_as_not_set(blank):
 
 
 @pytest.mark.parametrize("blank", ["", "  ", None, "<YOUR_KUSTOMER_API_KEY>"])
-def test_a_blank_or_placeholder_key_is_refused(blank):
+def test_a_blank_or_placeholder_key_is_rejected(blank):
     assert "api_key: is required" in message_of(api_key=blank)
 
 
 @pytest.mark.parametrize("key", ["a b", "Bearer abc", "abc\n", "\tabc", "abc\x00", "schlüssel"])
-def test_a_key_with_blanks_or_control_characters_is_refused_and_not_shown(key):
+def test_a_key_with_blanks_or_control_characters_is_rejected_and_not_shown(key):
     message = message_of(api_key=key)
     assert "api_key: must not contain spaces, line breaks" in message
     assert "abc" not in message and "schl" not in message
@@ -79,7 +79,7 @@ def test_a_key_with_blanks_or_control_characters_is_refused_and_not_shown(key):
         ("retry_attempts", 0, 10),
     ],
 )
-def test_numbers_are_taken_within_their_range_only(name, lowest, highest):
+def test_numbers_are_accepted_only_within_their_range(name, lowest, highest):
     assert getattr(settings(**{name: str(lowest)}), name) == lowest
     assert getattr(settings(**{name: f" {highest} "}), name) == highest
     for wrong in (str(lowest - 1), str(highest + 1), "1.5", "ten", "1_0", "٣", "9" * 5000):
@@ -90,7 +90,7 @@ def test_numbers_are_taken_within_their_range_only(name, lowest, highest):
 
 
 @pytest.mark.parametrize("name", ["enable_incremental_sync", "enable_debug_logging"])
-def test_switches_take_their_words_in_any_case(name):
+def test_booleans_are_accepted_in_upper_and_lower_case(name):
     for word, switch in (("TRUE", True), ("yes", True), ("On", True), ("1", True)):
         assert getattr(settings(**{name: word}), name) is switch
     for word in ("false", "No", "off", "0", " FALSE "):
@@ -98,7 +98,7 @@ def test_switches_take_their_words_in_any_case(name):
     assert f"{name}: 'perhaps' must be true or false" in message_of(**{name: "perhaps"})
 
 
-def test_all_wrong_settings_are_named_at_once():
+def test_all_invalid_settings_are_named_at_once():
     message = message_of(api_key="", initial_sync_days="0", retry_attempts="x", base_url="ftp://a")
     for name in ("api_key", "initial_sync_days", "retry_attempts", "base_url"):
         assert f"{name}: " in message
@@ -111,7 +111,7 @@ def test_a_key_pasted_into_another_setting_is_not_shown():
 
 
 @pytest.mark.parametrize("wrong", [["x"], {"a": "b"}])
-def test_a_value_of_another_kind_is_refused(wrong):
+def test_a_value_that_is_not_a_string_is_rejected(wrong):
     for setting in connector.SETTINGS:
         assert f"{setting.name}: " in message_of(**{setting.name: wrong})
 
@@ -159,7 +159,7 @@ def test_base_url_is_understood_as_region_organization_or_mock(given, origin):
         "https://[::1",
     ],
 )
-def test_the_key_goes_nowhere_else(given):
+def test_the_key_is_sent_to_no_other_host(given):
     assert "is not allowed; use https://api.kustomerapp.com (US)" in message_of(base_url=given)
 
 

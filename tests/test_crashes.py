@@ -81,7 +81,7 @@ def requests_of_both_syncs() -> tuple:
         return first, len(server.requests) - first
 
 
-def test_a_first_sync_stopped_at_any_request_goes_on_without_loss(monkeypatch):
+def test_a_first_sync_interrupted_at_any_request_resumes_without_loss(monkeypatch):
     number, reached = 0, True
     while reached:
         number += 1
@@ -94,7 +94,7 @@ def test_a_first_sync_stopped_at_any_request_goes_on_without_loss(monkeypatch):
     assert 30 < number < 60
 
 
-def test_an_incremental_sync_stopped_at_any_request_goes_on_without_loss(monkeypatch):
+def test_an_incremental_sync_interrupted_at_any_request_resumes_without_loss(monkeypatch):
     with mock(RECORDS) as server:
         auditor = Auditor(server)
         monkeypatch.setattr(connector, "op", auditor)
@@ -111,7 +111,7 @@ def test_an_incremental_sync_stopped_at_any_request_goes_on_without_loss(monkeyp
     assert 8 < number < 20
 
 
-def test_a_sync_stopped_again_and_again_ends_without_loss(monkeypatch):
+def test_a_sync_interrupted_again_and_again_finishes_without_loss(monkeypatch):
     with mock(RECORDS) as server:
         auditor = Auditor(server)
         monkeypatch.setattr(connector, "op", auditor)
@@ -144,7 +144,7 @@ def test_a_destination_that_fails_at_any_row_loses_none(monkeypatch):
             assert_mirrors(auditor, server)
 
 
-def test_fivetran_debug_killed_at_five_points_goes_on_without_loss(tmp_path):
+def test_fivetran_debug_killed_at_five_points_resumes_without_loss(tmp_path):
     records = make_records(customers=1500, companies=150, brands=3, messages=6500)
     with mock(records) as server:
         project = Project(tmp_path, server)

@@ -39,7 +39,9 @@ def test_a_list_that_meets_less_than_a_tenth_of_the_budget_waits_for_its_reset_a
 
 @pytest.mark.parametrize(("share", "left", "waits"), [("90", 9, True), ("90", 10, False)])
 @pytest.mark.parametrize("reset", [True, False])
-def test_the_share_that_is_left_decides(share, left, waits, reset, destination, clock):
+def test_lists_wait_when_less_than_the_reserved_share_is_left(
+    share, left, waits, reset, destination, clock
+):
     def set_headers(request, answer):
         headers = {"x-ratelimit-limit": "100", "x-ratelimit-remaining": str(left)}
         if reset:
@@ -68,7 +70,7 @@ def test_at_a_hundred_percent_no_list_waits(share, destination, clock):
     assert bool(clock) is (share != "100")
 
 
-def test_searches_are_not_held_back(destination, clock):
+def test_searches_do_not_wait_for_the_shared_budget(destination, clock):
     records = make_records(messages=300, same_moment=0)
     with mock(records, search_limit=10**6) as server:
 
@@ -83,7 +85,7 @@ def test_searches_are_not_held_back(destination, clock):
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-ratelimit-limit": "x", "x-ratelimit-remaining": "0"}])
-def test_answers_that_do_not_say_what_is_left_hold_nothing_back(headers, destination, clock):
+def test_responses_without_a_usable_budget_cause_no_wait(headers, destination, clock):
     with mock(RECORDS) as server:
         server.rewrite = lambda request, answer: answer._replace(headers=headers)
         sync(server, destination)

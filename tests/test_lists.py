@@ -26,7 +26,7 @@ def list_requests(server, table: str) -> list:
 
 
 @pytest.mark.parametrize("limit", [20, 50, 99, 100])
-def test_each_page_begins_on_the_one_before_and_few_more_are_needed(limit):
+def test_each_list_page_overlaps_the_page_before_at_little_extra_cost(limit):
     reached, pages = 0, 0
     while reached < 20_000:
         number, size = joining_page(reached, limit)
@@ -36,7 +36,7 @@ def test_each_page_begins_on_the_one_before_and_few_more_are_needed(limit):
     assert pages <= (1.2 if limit == 100 else 1.5) * 20_000 / limit
 
 
-def test_everything_is_read_whatever_its_age_when_incremental_sync_is_off(destination):
+def test_without_incremental_sync_records_of_any_age_are_read(destination):
     records = make_records(customers=50, companies=50, brands=2, messages=50, days=1000)
     with mock(records) as server:
         sync(server, destination, enable_incremental_sync="false")
@@ -67,7 +67,7 @@ def test_only_companies_changed_within_the_window_are_delivered(destination):
     assert {row_id for table, row_id in destination.delivered} == {old, *others}
 
 
-def test_a_server_that_gives_smaller_pages_than_asked_for_is_read_to_the_end(destination):
+def test_a_server_that_returns_smaller_pages_than_requested_is_read_to_the_end(destination):
     with mock(RECORDS) as server:
 
         def clamp(request):
@@ -126,7 +126,7 @@ def test_records_that_join_a_list_while_it_is_read_arrive_with_the_next_sync(des
         assert RECORDS["companies"].keys() <= destination.rows["companies"].keys()
 
 
-def test_a_list_that_repeats_its_page_for_ever_ends_in_an_error(destination):
+def test_a_list_that_repeats_its_page_forever_ends_in_an_error(destination):
     with mock(RECORDS) as server:
 
         def repeat(request, answer):
@@ -144,7 +144,7 @@ def test_a_list_that_repeats_its_page_for_ever_ends_in_an_error(destination):
         assert len(list_requests(server, "companies")) < 45
 
 
-def test_a_list_that_never_says_it_ends_ends_in_an_error(destination):
+def test_a_list_that_never_reports_its_end_ends_in_an_error(destination):
     with mock(RECORDS) as server:
 
         def no_end(request, answer):
@@ -209,7 +209,7 @@ def test_brands_that_cannot_all_be_read_are_left_as_they_were(destination):
         assert_mirrors(destination, server, ["brands"])
 
 
-def test_the_next_pages_host_is_never_asked(destination):
+def test_links_to_the_next_page_are_never_followed(destination):
     with mock(RECORDS) as server:
 
         def lead_away(request, answer):
@@ -332,7 +332,7 @@ def test_a_list_with_other_page_sizes_is_warned_about_once(destination):
 
 
 @pytest.mark.parametrize("status", [400, 404, 504])
-def test_a_list_that_is_refused_beyond_some_page_stops_no_other_table(status, destination):
+def test_a_list_that_is_refused_after_some_page_does_not_stop_other_tables(status, destination):
     records = make_records(customers=40, companies=450, brands=3, messages=60)
     with mock(records, list_window=300, list_window_status=status) as server:
         with pytest.raises(connector.KustomerError, match="^companies: GET /v1/companies"):
@@ -341,7 +341,7 @@ def test_a_list_that_is_refused_beyond_some_page_stops_no_other_table(status, de
     assert set(destination.state["last_sync_time"]) == {"customers", "brands", "messages"}
 
 
-def test_brands_that_are_not_found_stop_no_other_table(destination):
+def test_a_404_for_brands_does_not_stop_other_tables(destination):
     with mock(RECORDS) as server:
         server.rewrite = lambda request, answer: (
             answer._replace(status=404, payload={}) if request.path == "/v1/brands" else answer

@@ -48,7 +48,7 @@ WRONG_SHAPES = [
 
 
 @pytest.mark.parametrize("change", WRONG_SHAPES)
-def test_data_that_is_no_list_is_an_error_that_names_the_path(change, destination):
+def test_data_that_is_not_a_list_is_an_error_that_names_the_path(change, destination):
     with mock(RECORDS) as server:
         server.rewrite = rewriting(change)
         with pytest.raises(
@@ -60,7 +60,7 @@ def test_data_that_is_no_list_is_an_error_that_names_the_path(change, destinatio
 
 
 @pytest.mark.parametrize("change", WRONG_SHAPES)
-def test_a_search_whose_data_is_no_list_is_replaced_by_the_list(change, destination):
+def test_a_search_whose_data_is_not_a_list_is_replaced_by_the_list(change, destination):
     with mock(RECORDS) as server:
         server.rewrite = rewriting(change, of_lists=False)
         sync(server, destination)
@@ -69,7 +69,7 @@ def test_a_search_whose_data_is_no_list_is_replaced_by_the_list(change, destinat
 
 
 @pytest.mark.parametrize("payload", [None, [], "text", 5])
-def test_json_that_is_no_object_is_retried_and_then_an_error(payload, destination, waits):
+def test_json_that_is_not_an_object_is_retried_and_then_an_error(payload, destination, waits):
     with mock(RECORDS) as server:
         server.rewrite = lambda request, answer: answer._replace(payload=payload)
         with pytest.raises(connector.KustomerError, match="not a JSON object"):
@@ -78,7 +78,7 @@ def test_json_that_is_no_object_is_retried_and_then_an_error(payload, destinatio
 
 
 @pytest.mark.parametrize("odd", [None, 5, "text", [], {}, {"attributes": {}}, {"id": None}])
-def test_an_entry_that_is_no_record_is_skipped_and_the_others_arrive(odd, destination):
+def test_an_entry_that_is_not_a_record_is_skipped_and_the_others_arrive(odd, destination):
     def add_odd(payload):
         payload["data"].insert(1, odd)
         return payload
@@ -90,7 +90,7 @@ def test_an_entry_that_is_no_record_is_skipped_and_the_others_arrive(odd, destin
     assert "brands: skipped 1 record without an id." in destination.warnings
 
 
-def test_numeric_ids_become_text(destination):
+def test_numeric_ids_become_strings(destination):
     numbers = {record_id: 1000 + n for n, record_id in enumerate(RECORDS["customers"])}
 
     def renumber(payload):
@@ -267,7 +267,7 @@ def test_a_page_of_html_is_retried_and_then_an_error(destination, waits):
 @pytest.mark.parametrize(
     "body", [b"[" * 100_000, b"9" * 10_000, b'{"data": "\xff"}', b"", b"\x1f\x8b\x00"]
 )
-def test_bytes_that_are_no_json_are_retried_and_then_an_error(body, destination, monkeypatch):
+def test_bytes_that_are_not_json_are_retried_and_then_an_error(body, destination, monkeypatch):
     with mock(RECORDS) as server:
         monkeypatch.setattr(http, "_HTML", body)
         server.order(Fault("html"))

@@ -93,9 +93,7 @@ DEPLOYMENT = {
         ("FIVETRAN_API_KEY", "", "FIVETRAN_API_KEY is missing"),
     ],
 )
-def test_a_deployment_that_cannot_work_is_refused_before_fivetran_is_asked(
-    name, value, says, make
-):
+def test_a_deployment_that_cannot_work_fails_before_fivetran_is_contacted(name, value, says, make):
     run = make("deploy", "FIVETRAN=false", **{**DEPLOYMENT, name: value})
     assert run.returncode != 0
     assert says in run.stderr and "secret" not in run.stdout + run.stderr
@@ -192,7 +190,7 @@ def test_the_demo_leaves_the_users_own_warehouse_and_state_alone(make, tmp_path)
     assert not (tmp_path / "build").exists() and len(list(files.iterdir())) == 2
 
 
-def test_a_python_that_is_not_there_or_is_too_old_is_told_apart(make, tmp_path):
+def test_a_missing_python_and_one_that_is_too_old_give_different_errors(make, tmp_path):
     none = make("lint", "PYTHON=python9")
     assert none.returncode != 0 and "python9 was not found" in none.stderr
     old = write_script(tmp_path / "helpers" / "python2", "exit 1")

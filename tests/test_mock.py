@@ -419,16 +419,16 @@ def test_pages_over_the_maximum_are_clamped_or_refused(path, maximum):
 
 
 @pytest.mark.parametrize("page", ["0", "-1", "x"])
-def test_a_page_that_is_none_is_refused(server, page):
+def test_an_invalid_page_number_is_rejected(server, page):
     assert call(server, "/v1/messages", page=page).status_code == 400
 
 
-def test_what_is_not_there_is_not_found_and_what_is_not_done_not_allowed(server):
+def test_unknown_paths_return_404_and_unknown_methods_405(server):
     assert call(server, "/v1/dragons").status_code == 404
     assert call(server, "/v1/messages", {}).status_code == 405
 
 
-def test_both_budgets_are_counted_for_a_window_and_say_when_it_ends(monkeypatch):
+def test_both_rate_limits_are_counted_per_window_and_report_its_end(monkeypatch):
     clock = [1_790_000_000.5]
     monkeypatch.setattr(time, "time", lambda: clock[0])
     with mock({}, org_limit=5, search_limit=2, window_seconds=30.0) as server:
@@ -455,7 +455,7 @@ def test_every_answer_has_a_date(server):
     assert abs(datetime.now(timezone.utc) - date) < timedelta(minutes=1)
 
 
-def test_the_same_seed_gives_the_same_records_and_another_others():
+def test_the_same_seed_makes_the_same_records_and_another_seed_makes_others():
     def made(seed):
         return make_records(customers=50, companies=9, brands=3, messages=80, seed=seed)
 
@@ -541,7 +541,7 @@ def test_an_index_that_lags_shows_what_was():
         ("timed_out", lambda answer: answer.json()["meta"]["timed_out"] is True),
     ],
 )
-def test_each_fault_is_what_it_says_as_often_as_ordered(kind, sees):
+def test_each_fault_does_what_it_says_as_often_as_requested(kind, sees):
     with mock(RECORDS) as server:
         server.order(Fault(kind, after=1, times=1, path="/messages"))
         assert call(server, "/v1/messages").json()["meta"]["pageSize"] == 100
@@ -584,7 +584,7 @@ def test_an_unknown_fault_is_an_error():
         Fault("earthquake")
 
 
-def test_answers_are_compressed_for_those_who_ask():
+def test_responses_are_compressed_for_clients_that_accept_it():
     with MockKustomer(RECORDS) as server:
         answer = call(server, "/v1/messages")
         assert answer.headers["Content-Encoding"] == "gzip"
@@ -641,7 +641,7 @@ def test_a_configuration_for_the_connector_can_be_written(tmp_path):
     assert configuration["base_url"].startswith("http://127.0.0.1:")
 
 
-def test_faults_and_behaviour_can_be_ordered_from_the_command_line(tmp_path):
+def test_faults_and_behaviour_can_be_set_on_the_command_line(tmp_path):
     script = (
         "import json, sys, urllib.request as u, urllib.error\n"
         "def status(path):\n"
@@ -763,7 +763,7 @@ def test_a_taken_port_on_the_command_line_is_an_error_and_no_traceback():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_alone_it_says_where_it_is_and_what_it_holds_and_stops_when_told(number):
+def test_without_a_command_it_prints_its_address_and_records_and_stops_on_a_signal(number):
     command = [sys.executable, "-m", "mock_server", "--customers", "3", "--companies", "2"]
     command += ["--brands", "1", "--messages", "4", "--notes", "0"]
     process = subprocess.Popen(

@@ -45,7 +45,7 @@ def test_an_answer_is_returned_as_parsed_json():
 @pytest.mark.parametrize(
     "kind", ["500", "502", "503", "reset", "truncated", "html", "timed_out", "timeout"]
 )
-def test_what_may_pass_is_retried_with_full_jitter_and_then_succeeds(kind, waits):
+def test_temporary_failures_are_retried_with_full_jitter_until_success(kind, waits):
     with mock({}) as server, impatient_client(server) as client:
         server.order(Fault(kind, times=3, seconds=60))
         answer = connector.execute_api_request(PATH, server.api_key, client=client)
@@ -68,7 +68,7 @@ def test_what_may_pass_is_retried_with_full_jitter_and_then_succeeds(kind, waits
         ("timed_out", "status 200 with a partial response (meta.timed_out)"),
     ],
 )
-def test_a_fault_that_stays_ends_within_the_retry_budget_with_its_cause(kind, cause):
+def test_a_persistent_fault_fails_after_all_retries_with_its_cause(kind, cause):
     with mock({}) as server, impatient_client(server, retry_attempts="2") as client:
         server.order(Fault(kind, seconds=60))
         with pytest.raises(connector.KustomerError) as error:
@@ -78,7 +78,7 @@ def test_a_fault_that_stays_ends_within_the_retry_budget_with_its_cause(kind, ca
     assert message.startswith(f"GET {PATH} failed 3 times. The last error was: {cause}")
 
 
-def test_no_retries_are_made_when_none_are_wanted(waits):
+def test_retry_attempts_of_zero_means_no_retries(waits):
     with mock({}) as server:
         server.order(Fault("500"))
         assert f"GET {PATH} failed: status 500." in failure_of(server, retry_attempts="0")
@@ -86,7 +86,7 @@ def test_no_retries_are_made_when_none_are_wanted(waits):
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 405, 409, 413, 422])
-def test_what_no_retry_changes_is_sent_once(status, waits):
+def test_errors_that_retrying_cannot_fix_are_not_retried(status, waits):
     with mock({}) as server:
         server.rewrite = lambda request, answer: answer._replace(
             status=status,
@@ -102,7 +102,7 @@ def test_what_no_retry_changes_is_sent_once(status, waits):
 @pytest.mark.parametrize(
     "payload", [None, [], "x", {"errors": None}, {"errors": [None]}, {"errors": "x"}]
 )
-def test_an_error_body_of_any_shape_is_no_trouble(payload):
+def test_an_error_body_of_any_shape_is_handled(payload):
     with mock({}) as server:
         server.rewrite = lambda request, answer: answer._replace(status=400, payload=payload)
         assert "was refused with 400: no reason given" in failure_of(server)
@@ -126,7 +126,7 @@ NOW = 1_790_000_000.0
         ({"Retry-After": "999999"}, 120),
     ],
 )
-def test_a_429_is_waited_out_as_its_headers_say(headers, seconds, waits, monkeypatch):
+def test_after_a_429_the_wait_is_what_its_headers_say(headers, seconds, waits, monkeypatch):
     monkeypatch.setattr(connector.time, "time", lambda: NOW)
     with mock({}) as server:
         server.order(Fault("429", times=1, headers=headers))
@@ -149,7 +149,7 @@ def test_a_429_is_waited_out_as_its_headers_say(headers, seconds, waits, monkeyp
         {"Retry-After": "Sun, 99 Foo 2026"},
     ],
 )
-def test_a_429_that_says_nothing_of_use_is_backed_off_from(headers, waits, monkeypatch):
+def test_a_429_without_usable_headers_is_retried_with_backoff(headers, waits, monkeypatch):
     monkeypatch.setattr(connector.time, "time", lambda: NOW)
     with mock({}) as server:
         server.order(Fault("429", times=3, headers=headers))
@@ -158,7 +158,7 @@ def test_a_429_that_says_nothing_of_use_is_backed_off_from(headers, waits, monke
     assert all(0 <= wait <= 2**number for number, wait in enumerate(waits))
 
 
-def test_rate_limits_end_after_fifteen_minutes_in_all(waits):
+def test_waiting_for_the_rate_limit_ends_after_fifteen_minutes_in_all(waits):
     with mock({}) as server:
         server.order(Fault("429", headers={"Retry-After": "100"}))
         message = failure_of(server)

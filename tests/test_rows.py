@@ -27,7 +27,7 @@ def test_a_row_has_every_declared_column_and_no_other(table):
 @pytest.mark.parametrize(
     "record", [{"id": "1"}, {"id": "1", "attributes": None}, {"id": "1", "attributes": {}}]
 )
-def test_what_is_missing_is_null(table, record):
+def test_missing_values_are_null(table, record):
     row = MAPPERS[table](record)
     assert row.pop("id") == "1"
     assert set(row.values()) == {None}
@@ -35,7 +35,7 @@ def test_what_is_missing_is_null(table, record):
 
 @pytest.mark.parametrize("table", MAPPERS)
 @pytest.mark.parametrize("nothing", [None, [], {}])
-def test_the_ways_kustomer_writes_nothing_are_all_null(table, nothing):
+def test_every_way_to_write_an_empty_value_is_null(table, nothing):
     names = (
         "name emails phones tags custom deleted verified urls domains default meta body".split()
     )
@@ -76,7 +76,7 @@ def test_a_companys_website_is_the_url_of_that_type_else_the_first():
     assert row_of("companies", {"urls": urls[:1]})["website"] == "https://blog"
 
 
-def test_domains_are_texts_whether_they_came_as_objects_or_as_texts():
+def test_domains_are_strings_whether_they_come_as_objects_or_as_strings():
     row = row_of("companies", {"domains": [{"domain": "a.de"}, "b.de", {}, None]})
     assert row["domains"] == '["a.de","b.de"]'
 
@@ -114,7 +114,7 @@ def test_json_keeps_letters_of_every_script():
 @pytest.mark.parametrize(
     ("value", "text"), [(5, "5"), (1.5, "1.5"), (True, "true"), ({"a": [1]}, '{"a":[1]}')]
 )
-def test_what_is_no_text_becomes_json_in_a_text_column(value, text):
+def test_values_other_than_strings_become_json_in_a_string_column(value, text):
     assert row_of("messages", {"subject": value})["subject"] == text
 
 
@@ -127,7 +127,7 @@ def test_half_a_surrogate_pair_does_not_stop_the_row():
     ("value", "flag"),
     [(True, True), (False, False), ("true", True), ("False", False), ("maybe", None), (1, None)],
 )
-def test_flags_are_true_false_or_null(value, flag):
+def test_booleans_are_true_false_or_null(value, flag):
     assert row_of("customers", {"verified": value})["verified"] is flag
 
 
@@ -186,13 +186,13 @@ def test_unreadable_times_and_records_without_an_id_are_counted(destination, cap
 
 
 @pytest.mark.parametrize("table", MAPPERS)
-def test_an_empty_text_is_null(table):
+def test_an_empty_string_is_null(table):
     names = "name displayName channel body preview subject status custom iconUrl default deleted"
     row = row_of(table, dict.fromkeys([*names.split(), "createdAt", "externalId"], ""))
     assert set(row.values()) == {"1", None}
 
 
-def test_an_empty_text_does_not_hide_the_next_source():
+def test_an_empty_string_does_not_hide_the_next_source():
     assert row_of("customers", {"name": "", "displayName": "Dee"})["name"] == "Dee"
     assert row_of("messages", {"body": "", "preview": "who"})["body"] == "who"
 

@@ -212,7 +212,7 @@ def test_an_index_that_lags_loses_nothing_within_the_overlap(destination):
         assert_mirrors(destination, server)
 
 
-def test_a_record_that_comes_back_from_the_dead_is_alive_again(destination):
+def test_a_record_that_is_restored_is_no_longer_a_deleted_row(destination):
     with mock(RECORDS) as server:
         record_id = server.store.listed("customers")[0]
         server.store.delete("customers", record_id)
@@ -224,7 +224,7 @@ def test_a_record_that_comes_back_from_the_dead_is_alive_again(destination):
         assert_mirrors(destination, server)
 
 
-def test_a_generator_works_by_itself():
+def test_a_generator_works_without_a_running_sync():
     with mock(RECORDS) as server:
         connector.log.LOG_LEVEL = None
         rows = list(connector.get_customers(server.api_key, configuration=server.configuration()))
@@ -425,7 +425,7 @@ def test_records_dated_far_ahead_arrive_with_and_without_sorting(sorts, number, 
 @pytest.mark.parametrize("shown", ["given", "asked", "absent"])
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("rules", [{"page_size_limit": 25}, {"forced_page_size": 50}])
-def test_search_pages_of_another_size_than_asked_for_are_all_read(
+def test_search_pages_of_another_size_than_requested_are_all_read(
     rules, links, shown, destination
 ):
     with mock(spread_messages(700), page_size_shown=shown, shows_links=links, **rules) as server:
@@ -438,7 +438,7 @@ def test_search_pages_of_another_size_than_asked_for_are_all_read(
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("total", [True, False])
 @pytest.mark.parametrize("sorts", [True, False])
-def test_all_arrives_whatever_of_links_counts_and_order_search_gives(
+def test_all_records_arrive_with_any_combination_of_links_counts_and_order(
     sorts, total, links, settings, destination
 ):
     contexts = frozenset({"customer", "message"} if sorts else ())

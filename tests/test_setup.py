@@ -79,7 +79,7 @@ def test_each_field_says_what_it_does_and_what_its_default_is(fields):
         assert region in fields["base_url"]["description"]
 
 
-def test_what_the_form_produces_is_taken_as_it_is(tmp_path, destination):
+def test_the_values_of_the_form_are_accepted_unchanged(tmp_path, destination):
     shutil.copy(PROJECT / "connector.py", tmp_path)
     with mock(RECORDS) as server:
         answers = {"api_key": server.api_key, "base_url": server.url}

@@ -67,7 +67,7 @@ def test_a_table_of_ten_pages_is_searched_by_one_reader(destination):
     ],
     ids=["even", "one burst", "five bursts", "ever rarer", "even and a burst", "tied groups"],
 )
-def test_searching_side_by_side_takes_few_more_searches_than_there_are_pages(spread, destination):
+def test_parallel_searching_takes_few_more_searches_than_there_are_pages(spread, destination):
     records = make_records(messages=2500, same_moment=0, seed=3)
     begin = connector.get_time_range()["start"]
     begin = connector.datetime.fromisoformat(begin.replace("Z", "+00:00"))
@@ -96,7 +96,7 @@ def test_the_rows_come_in_the_order_of_their_times_and_the_cursor_only_moves_on(
     assert times == sorted(times)
 
 
-def test_a_reader_that_fails_stops_the_others_after_what_came_before_it(destination):
+def test_a_failing_reader_stops_the_others_after_the_pages_before_it_are_delivered(destination):
     ids = [record_id for record_id in MESSAGES["messages"]]
     by_time = sorted(ids, key=lambda i: MESSAGES["messages"][i]["attributes"]["updatedAt"])
     with mock(MESSAGES) as server:
@@ -125,7 +125,7 @@ def test_a_search_is_retried_beside_the_others(destination):
     assert destination.warnings == []
 
 
-def test_one_wait_for_the_rate_limit_is_the_wait_of_all_readers(destination, monkeypatch):
+def test_all_readers_share_one_wait_for_the_rate_limit(destination, monkeypatch):
     clock = [time.time()]
     waited: list = []
 

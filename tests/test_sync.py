@@ -18,7 +18,7 @@ def ago(**span) -> str:
     return time_text(datetime.now(timezone.utc) - timedelta(**span))
 
 
-def test_after_each_table_its_time_is_saved(destination):
+def test_the_time_of_each_table_is_saved_after_it_is_read(destination):
     # Kustomer's clock is known to the second only.
     before = ago(seconds=2)
     with mock(RECORDS) as server:
@@ -73,7 +73,7 @@ def test_a_first_window_is_as_long_as_configured():
         assert end - start == timedelta(days=days)
 
 
-def test_a_window_of_no_time_is_refused():
+def test_an_invalid_last_sync_time_is_rejected():
     with pytest.raises(ValueError, match="last_sync_time must be an ISO time, not 'soon'"):
         connector.get_time_range("soon")
 
@@ -176,7 +176,7 @@ def test_a_mock_refuses_any_key_but_its_own(destination):
             connector.update({**server.configuration(), "api_key": "another"}, {})
 
 
-def test_a_current_user_that_is_not_found_is_no_trouble(destination):
+def test_a_404_for_the_current_user_is_ignored(destination):
     with mock(RECORDS) as server:
         server.rewrite = lambda request, answer: (
             answer._replace(status=404, payload={}) if "users" in request.path else answer
@@ -185,7 +185,7 @@ def test_a_current_user_that_is_not_found_is_no_trouble(destination):
         assert_mirrors(destination, server)
 
 
-def test_a_legacy_state_counts_for_every_table(destination):
+def test_a_state_of_an_earlier_version_applies_to_every_table(destination):
     destination.state = {"last_sync_time": ago(days=1)}
     with mock(RECORDS) as server:
         sync(server, destination)
@@ -203,7 +203,7 @@ def test_a_legacy_state_counts_for_every_table(destination):
         pytest.param(ago(days=-1), "is in the future", id="tomorrow"),
     ],
 )
-def test_a_time_that_cannot_be_starts_its_table_afresh(saved, trouble, destination):
+def test_an_impossible_saved_time_starts_its_table_from_the_start(saved, trouble, destination):
     destination.state = {"last_sync_time": {"customers": saved, "messages": ago(days=1)}}
     with mock(RECORDS) as server:
         sync(server, destination)
@@ -225,7 +225,7 @@ def test_a_time_ahead_by_less_than_the_overlap_is_kept(destination):
 @pytest.mark.parametrize(
     "state", [{"cursor": "x"}, {"last_sync_time": ["x"]}, {"last_sync_time": 5}, ["x"], "text"]
 )
-def test_a_state_of_another_shape_says_how_to_reset(state, destination):
+def test_a_state_with_another_structure_is_an_error_that_says_how_to_reset(state, destination):
     destination.state = state
     with mock(RECORDS) as server:
         with pytest.raises(ValueError, match="last_sync_time.*Reset the connection"):
@@ -275,9 +275,7 @@ def test_debug_logging_adds_a_line_for_each_request(destination, capsys):
     assert "30 rows, " in requests[2]
 
 
-def test_long_syncs_and_waits_tell_of_themselves_every_half_minute(
-    destination, capsys, monkeypatch
-):
+def test_long_syncs_and_waits_log_a_line_every_half_minute(destination, capsys, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(connector.time, "monotonic", lambda: clock[0])
     records = make_records(customers=0, messages=2000, same_moment=0)
@@ -321,7 +319,7 @@ def test_an_unfinished_table_is_due_at_once_whatever_the_frequency(destination):
     assert destination.state["unfinished"] == {}
 
 
-def test_an_unfinished_table_goes_on_from_where_it_was_safe(destination):
+def test_an_unfinished_table_resumes_where_its_delivery_stopped(destination):
     destination.state = {
         "last_sync_time": {"customers": ago(days=9), "messages": ago(days=9)},
         "unfinished": {"messages": ago(days=2)},
@@ -338,7 +336,7 @@ def test_an_unfinished_table_goes_on_from_where_it_was_safe(destination):
 
 
 @pytest.mark.parametrize("wrong", ["rubbish", 5, pytest.param(ago(days=-1), id="tomorrow")])
-def test_an_unfinished_time_that_cannot_be_starts_its_table_afresh(wrong, destination):
+def test_an_impossible_unfinished_time_starts_its_table_from_the_start(wrong, destination):
     destination.state = {
         "last_sync_time": {"customers": ago(days=1)},
         "unfinished": {"customers": wrong},
@@ -351,7 +349,7 @@ def test_an_unfinished_time_that_cannot_be_starts_its_table_afresh(wrong, destin
 
 
 @pytest.mark.parametrize("interrupted", ["2026-09-30T01:02:03.456Z"])
-def test_a_state_of_version_1_0_0_goes_on_where_it_was(interrupted, destination):
+def test_a_state_of_version_1_0_0_resumes_where_it_stopped(interrupted, destination):
     # Version 1.0.0 saved how far it had got as the last sync's time.
     destination.state = {"last_sync_time": {"customers": interrupted}}
     records = make_records(customers=100, days=80)
@@ -378,7 +376,7 @@ def test_a_clock_that_differs_from_kustomers_skips_nothing(minutes, destination)
     assert destination.state["last_sync_time"]["messages"] <= earlier
 
 
-def test_a_key_that_dies_while_tables_are_read_ends_the_sync_at_once(destination):
+def test_a_key_that_is_revoked_during_a_sync_ends_it_at_once(destination):
     with mock(RECORDS) as server:
 
         def die(request, answer):
