@@ -87,7 +87,7 @@ DEPLOYMENT = {
     [
         ("CONFIGURATION", "configuration.local.json", "There is no file configuration.local.json"),
         ("DESTINATION", "", "DESTINATION is missing: the name of a destination"),
-        ("CONNECTION", "", "CONNECTION must be the name of a new or an existing connection"),
+        ("CONNECTION", "", "CONNECTION must be the name of a new or existing connection"),
         ("CONNECTION", "Kustomer-EU", "lowercase letters, digits and underscores"),
         ("CONNECTION", "1st", "not beginning with a digit"),
         ("FIVETRAN_API_KEY", "", "FIVETRAN_API_KEY is missing"),
