@@ -1,5 +1,7 @@
 """What every test gets: time that does not pass, a log that is on, and a destination."""
 
+import gc
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -11,6 +13,14 @@ settings.register_profile("quick", max_examples=30, **_COMMON)
 # For a night: pytest --hypothesis-profile=thorough --timeout=0
 settings.register_profile("thorough", max_examples=1000, **_COMMON)
 settings.load_profile("quick")
+
+# A full collection traverses every record that any test has made, and finds next to nothing.
+gc.set_threshold(*gc.get_threshold()[:2], 1000)
+
+
+def pytest_sessionfinish() -> None:
+    """Exempt those records from the full collections that pytest ends with."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
