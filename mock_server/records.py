@@ -9,8 +9,6 @@ from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
-from faker import Faker
-
 # Every table, and the type of its records.
 TYPES = {
     "customers": "customer",
@@ -154,6 +152,9 @@ class _Words(NamedTuple):
 # Takes longer than making a hundred records from it.
 @lru_cache(maxsize=16)
 def _words(seed: int) -> _Words:
+    # Importing faker takes longer than most commands of this package that need no records.
+    from faker import Faker
+
     fakers = [Faker(locale) for locale in _LOCALES]
     for number, fake in enumerate(fakers):
         fake.seed_instance(seed * 1000 + number)

@@ -283,8 +283,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         size = 1 if drip_seconds else len(content) or 1
         for begin in range(0, len(content), size):
-            self.wfile.write(content[begin : begin + size])
-            if drip_seconds:
+            if begin:
                 self.wfile.flush()
                 self.server.mock.pause(drip_seconds)
+            self.wfile.write(content[begin : begin + size])
         self.wfile.flush()

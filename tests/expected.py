@@ -188,7 +188,7 @@ def _special(table: str, attributes: dict) -> dict:
             "domains": json.dumps(names, separators=(",", ":")) if names else None,
         }
     if table == "messages":
-        return {"subject": attributes.get("subject") or attributes["meta"].get("subject")}
+        return {"subject": attributes.get("subject") or attributes.get("meta", {}).get("subject")}
     if table == "conversations":
         # A STRING, whatever Kustomer makes of it.
         return {"satisfaction": json.dumps(attributes["satisfaction"])}

@@ -3,10 +3,12 @@
 import copy
 import json
 import re
-from typing import Dict, List, Tuple
+from datetime import datetime, timedelta, timezone
+from typing import Dict, Iterable, List, Tuple
 
 import connector
 from mock_server import Behaviour, MockKustomer
+from mock_server.records import TYPES, time_text
 
 ALL_TABLES = [table.name for table in connector.TABLES]
 # Those that are read when the configuration does not ask for more.
@@ -94,6 +96,32 @@ def _check_row(table: str, row: dict) -> None:
             value.encode("utf-8")
         if kind == "UTC_DATETIME":
             assert _UTC_TIME.fullmatch(value), (column, value)
+
+
+def bare_records(table: str, times: Iterable[datetime]) -> Dict[str, Dict[str, dict]]:
+    """Return a record for each time of its last update, without any other content.
+
+    Thousands of them are made and read in the time that a few hundred complete records take, so
+    they serve tests of whether records are found.
+    """
+    records = {}
+    for place, updated in enumerate(times, 1):
+        record_id, text = f"{place:024x}", time_text(updated)
+        records[record_id] = {
+            "type": TYPES[table],
+            "id": record_id,
+            "attributes": {"createdAt": text, "updatedAt": text},
+            "relationships": {},
+        }
+    return {table: records}
+
+
+def even_times(number: int) -> List[datetime]:
+    """Return times at equal distances over the last sixty days, in ascending order."""
+    start, step = datetime.now(timezone.utc) - timedelta(days=60), timedelta(days=60) / (
+        number + 1
+    )
+    return [start + place * step for place in range(1, number + 1)]
 
 
 def mock(records=None, **behaviour) -> MockKustomer:

@@ -6,7 +6,7 @@ import connector
 from mock_server import Fault, make_records
 from mock_server.behaviour import COMPANY_SEARCHES, ROLES, SEARCH_ROLE
 from tests.expected import assert_mirrors, source_rows
-from tests.support import mock, sync
+from tests.support import bare_records, even_times, mock, sync
 
 RECORDS = make_records(customers=5, companies=430, brands=2, messages=5)
 
@@ -41,7 +41,7 @@ def test_every_company_and_every_change_arrives_whatever_search_makes_of_compani
 
 
 def test_with_nothing_changed_any_number_of_companies_takes_three_requests(destination):
-    with mock(make_records(companies=4300)) as server:
+    with mock(bare_records("companies", even_times(4300))) as server:
         sync(server, destination)
         server.exchanges.clear()
         sync(server, destination)

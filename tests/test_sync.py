@@ -9,7 +9,7 @@ from mock_server import Fault, make_records
 from mock_server.behaviour import ROLES
 from mock_server.records import time_text
 from tests.expected import assert_mirrors
-from tests.support import TABLES, mock, searches, sync
+from tests.support import TABLES, bare_records, even_times, mock, searches, sync
 
 RECORDS = make_records(customers=120, companies=30, brands=3, messages=200)
 
@@ -31,7 +31,7 @@ def test_the_time_of_each_table_is_saved_after_it_is_read(destination):
 
 
 def test_how_far_a_searched_table_is_safe_is_saved_every_5000_rows(destination):
-    records = make_records(messages=12_500, same_moment=0)
+    records = bare_records("messages", even_times(12_500))
     with mock(records) as server:
         sync(server, destination)
     updates = sorted(r["attributes"]["updatedAt"] for r in records["messages"].values())
@@ -43,7 +43,7 @@ def test_how_far_a_searched_table_is_safe_is_saved_every_5000_rows(destination):
 
 
 def test_within_a_listed_table_rows_are_saved_and_the_cursor_stays(destination):
-    records = make_records(companies=7000)
+    records = bare_records("companies", even_times(7000))
     with mock(records) as server:
         server.rewrite = lambda request, answer: (
             answer._replace(status=400, payload={})
@@ -278,7 +278,7 @@ def test_debug_logging_adds_a_line_for_each_request(destination, capsys):
 def test_long_syncs_and_waits_log_a_line_every_half_minute(destination, capsys, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(connector.time, "monotonic", lambda: clock[0])
-    records = make_records(customers=0, messages=2000, same_moment=0)
+    records = bare_records("messages", even_times(2000))
     with mock(records) as server:
 
         def let_time_pass(request):
@@ -306,7 +306,7 @@ def test_a_destination_that_fails_ends_the_sync_with_its_own_error(destination, 
 
 
 def test_an_unfinished_table_is_due_at_once_whatever_the_frequency(destination):
-    records = make_records(messages=12_000, same_moment=0)
+    records = bare_records("messages", even_times(12_000))
     with mock(records) as server:
         server.order(Fault("reset", after=32))
         with pytest.raises(connector.KustomerError):
