@@ -1,18 +1,22 @@
-"""A Fivetran connector that copies Kustomer's customers, companies, brands and messages, and
-further tables on request, to a destination.
+"""A Fivetran connector that syncs customers, companies, brands, messages and optional further
+tables from Kustomer.
 
-Each section can be read on its own and opens with what it guarantees to the others:
+Each section can be read on its own. Its first comment says what the other sections can rely on:
 
-    Reading a record     how a column's value is found in a record
-    Tables               what is copied: a declaration and a generator for each table
-    Settings             the configuration: what is allowed, and the errors for wrong values
-    Sync                 schema() and update(): from rows to the destination, state, log
-    Rows                 from pages of records to pages of rows; search or list
-    Search               finding changed records by slices of time
-    Lists                reading a list whose records move while it is read
-    Requests             HTTP requests, their retries and waits
-    Time                 timestamps, windows and clocks
-    Setup form           what Fivetran shows when a connection is set up
+    Columns              how a column's value is read from a record
+    Tables               the tables: their columns, and the function that returns their rows
+    Settings             the configuration keys, their allowed values and their errors
+    Sync                 schema() and update(): operations, state and log
+    Rows                 pages of records become pages of rows, from search or from a list
+    Search               finds changed records by time
+    Lists                reads a whole list, even if records leave it meanwhile
+    Requests             HTTP requests, retries and waits
+    Time                 timestamps, the time range of a sync, and clocks
+    Setup form           the form and the tests that Fivetran shows for a connection
+
+A record takes this path to the destination: `__read_response` parses the response, and `__page`
+takes the records from it. `__search_pages` or `__list_pages` drops records that have already been
+read. `__make_rows` maps the others to rows (see `__map_record`), and `__deliver` upserts the rows.
 """
 
 import contextlib
@@ -48,17 +52,17 @@ VERSION = "1.2.0"
 
 
 class KustomerError(Exception):
-    """A table cannot be read. The message says what happened and what to do about it."""
+    """A table cannot be read. The message says why, and what the user can do about it."""
 
 
 class SyncStoppedError(KustomerError):
-    """No table can be read. The sync ends immediately."""
+    """No further table can be read, so the sync ends immediately."""
 
 
 class RefusedError(KustomerError):
-    """Kustomer refused a request with a status that retrying cannot fix.
+    """Kustomer refused a request, and retrying cannot help.
 
-    `status` is the HTTP status and `reason` is Kustomer's own error message.
+    `status` is the HTTP status and `reason` is Kustomer's error message.
     """
 
     def __init__(self, message: str, status: int, reason: str):
@@ -71,55 +75,57 @@ class RefusedError(KustomerError):
 
 
 class SearchUnusableError(Exception):
-    """Search cannot be used for a table, which is then read from its list; the text says why."""
+    """Search cannot be used for a table, so the table is read from its list. The message says why."""
 
 
 class SearchRefusedError(SearchUnusableError):
-    """Search refuses a table and will refuse it in the next sync too."""
+    """Search refuses a table and would refuse it again, so the next sync does not resume it."""
 
 
 class PageSizeError(Exception):
-    """A list does not return pages of the requested size and has to be read another way."""
+    """A list does not return pages of the requested size, so its pages cannot overlap."""
 
 
-class TryAgainError(Exception):
-    """Internal: retried by `execute_api_request`, never raised to callers. Its text is the
-    cause."""
+class RetryableError(Exception):
+    """Internal: `execute_api_request` catches it and retries. The message is the cause."""
 
 
-class RateLimitError(TryAgainError):
-    """Internal, like TryAgainError: a 429 response. The argument is its headers."""
+class RateLimitError(RetryableError):
+    """Internal: a 429 response. The argument is the response's headers."""
 
 
 # --------------------------------------------------------------------------------------------
-# Reading a record
+# Columns
 #
-# A column has a Fivetran type, the attribute that it is read from, and a conversion. A missing
-# value is None: Kustomer omits an attribute without a value, or sends null, "", [] or {}. Nothing
-# in this section raises, whatever a record contains.
+# A column has a Fivetran type, the attribute that it is read from, and a function that converts
+# the attribute's value. A missing value is None, whether Kustomer omits the attribute or sends
+# null, "", [] or {}. Nothing in this section raises, whatever a record contains.
 # --------------------------------------------------------------------------------------------
 
 __LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 __compact_json = json.JSONEncoder(
     ensure_ascii=False, separators=(",", ":"), check_circular=False
 ).encode
-__FLAG_WORDS = {"true": True, "false": False}
-# https://fivetran.com/docs/connectors/connector-sdk/technical-reference: INT has 32 bits.
+__BOOLEAN_WORDS = {"true": True, "false": False}
+# INT has 32 bits: https://fivetran.com/docs/connectors/connector-sdk/technical-reference.
 __INT_RANGE = (-(2**31), 2**31 - 1)
 
 
 class Column(NamedTuple):
-    """A column: its Fivetran type, the attribute it is read from (None: the record itself), the
-    conversion of that value, and the column to fall back to when the result is None."""
+    """A column of a table.
+
+    `source` is the attribute that it is read from, or None for the whole record. `convert` returns
+    the column's value, or None. If the value is None, it is read from `fallback` instead.
+    """
 
     type: str
     source: str | None
     convert: Callable[[Any], Any]
-    otherwise: "Column | None" = None
+    fallback: "Column | None" = None
 
 
 def __attributes(record) -> dict:
-    """Return a record's attributes. A record without `attributes` holds them itself."""
+    """Return a record's attributes, which are the record itself if it has no `attributes`."""
     if not isinstance(record, dict):
         return {}
     attributes = record.get("attributes")
@@ -139,7 +145,7 @@ def __updated_at(record) -> datetime | None:
 
 
 def __version(record) -> tuple[str | None, str]:
-    """Return a record's id and updatedAt: every update makes a new version."""
+    """Return a record's id and updatedAt, which together identify one version of the record."""
     return __record_id(record), str(__attributes(record).get("updatedAt"))
 
 
@@ -153,19 +159,19 @@ def __text(value) -> str | None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            # JSON allows half of a surrogate pair, but no destination can store it.
+            # JSON allows half of a surrogate pair, but destinations cannot store it.
             return __LONE_SURROGATE.sub("\ufffd", value)
     return value or None
 
 
-def __flag(value) -> bool | None:
+def __boolean(value) -> bool | None:
     if isinstance(value, bool):
         return value
-    return __FLAG_WORDS.get(value.lower()) if isinstance(value, str) else None
+    return __BOOLEAN_WORDS.get(value.lower()) if isinstance(value, str) else None
 
 
-def __count(value) -> int | None:
-    """Return a whole number that fits an INT column, or None."""
+def __integer(value) -> int | None:
+    """Return a whole number that fits into an INT column, or None."""
     if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,10}", value, re.ASCII):
         value = int(value)
     whole = isinstance(value, int) and not isinstance(value, bool)
@@ -175,20 +181,24 @@ def __count(value) -> int | None:
 
 
 def __time(value) -> str | None:
-    """Return a time in UTC, as Kustomer writes times, or None if it cannot be parsed."""
+    """Return a time in UTC, in Kustomer's format, or None if it cannot be parsed."""
     return __read_time(value)[1] if isinstance(value, str) else None
 
 
 def __related_id(record: dict, name: str) -> str | None:
-    """Return the id of a related record. Its type is ignored: Kustomer gets some types wrong."""
+    """Return the id of a related record. The type is not checked, because Kustomer sends some wrong
+    ones."""
     relationships = record.get("relationships")
     relation = relationships.get(name) if isinstance(relationships, dict) else None
     return __record_id(relation.get("data")) if isinstance(relation, dict) else None
 
 
 def __first_of(entries, name: str, preferred: tuple[str, Any] | None = None):
-    """Return `name` of the first entry with the preferred attribute value, else of the first entry
-    that has `name`. An entry that is a string is its own value."""
+    """Return the value of `name` in the first entry that has it.
+
+    An entry with the preferred attribute value comes before all others. A string stands for
+    itself.
+    """
     first = None
     for entry in entries if isinstance(entries, list) else ():
         value = entry.get(name) if isinstance(entry, dict) else entry
@@ -202,61 +212,61 @@ def __first_of(entries, name: str, preferred: tuple[str, Any] | None = None):
     return first
 
 
-# The kinds of columns. `name` is always the name of one of Kustomer's attributes.
+# The kinds of columns. `name` is the name of an attribute in Kustomer's records.
 
 
-def text(name: str, otherwise: Column | None = None) -> Column:
-    """An attribute as a string."""
-    return Column("STRING", name, __text, otherwise)
+def text(name: str, fallback: Column | None = None) -> Column:
+    """A string. Any other value is converted to JSON."""
+    return Column("STRING", name, __text, fallback)
 
 
 def as_json(name: str) -> Column:
-    """A nested attribute as JSON. The column is a STRING, which every destination supports."""
+    """A list or object as JSON, in a STRING column because every destination supports it."""
     return Column("STRING", name, __text)
 
 
-def flag(name: str) -> Column:
-    """A boolean, including the strings "true" and "false"."""
-    return Column("BOOLEAN", name, __flag)
+def boolean(name: str) -> Column:
+    """A boolean. The strings "true" and "false" are accepted as well."""
+    return Column("BOOLEAN", name, __boolean)
 
 
-def count(name: str) -> Column:
+def integer(name: str) -> Column:
     """A whole number of at most 32 bits."""
-    return Column("INT", name, __count)
+    return Column("INT", name, __integer)
 
 
 def time_of(name: str) -> Column:
-    """A time in UTC."""
+    """A time, converted to UTC."""
     return Column("UTC_DATETIME", name, __time)
 
 
-def inside(name: str, inner: str) -> Column:
-    """One value of a nested attribute, as a string."""
+def nested(name: str, inner: str) -> Column:
+    """One value of an attribute that is an object, as a string."""
     return Column(
         "STRING", name, lambda value: __text(value.get(inner)) if isinstance(value, dict) else None
     )
 
 
-def related(name: str, otherwise: Column) -> Column:
-    """The id of a related record."""
-    return Column("STRING", None, lambda record: __related_id(record, name), otherwise)
+def related(name: str, fallback: Column) -> Column:
+    """The id of a related record, from `relationships`."""
+    return Column("STRING", None, lambda record: __related_id(record, name), fallback)
 
 
-def reference(name: str, otherwise: Column | None = None) -> Column:
-    """An attribute that holds the id of another record, as in records without `attributes`."""
+def reference(name: str, fallback: Column | None = None) -> Column:
+    """The id of another record, from an attribute. Anything but a string is ignored."""
     return Column(
-        "STRING", name, lambda value: __text(value) if isinstance(value, str) else None, otherwise
+        "STRING", name, lambda value: __text(value) if isinstance(value, str) else None, fallback
     )
 
 
 def first_of(name: str, entry_name: str, preferred: tuple[str, Any] | None = None) -> Column:
-    """One value from a list of objects: from the first entry with the preferred attribute value,
-    else from the first entry."""
+    """One value from a list of objects: from the first entry with the preferred attribute value, or
+    else from the first entry that has a value."""
     return Column("STRING", name, lambda value: __text(__first_of(value, entry_name, preferred)))
 
 
 def each_of(name: str, entry_name: str) -> Column:
-    """One value from each entry of a list, as a JSON array. Entries are objects or strings."""
+    """One value from each entry of a list, as a JSON array. An entry is an object or a string."""
 
     def convert(entries) -> str | None:
         if not isinstance(entries, list):
@@ -273,26 +283,28 @@ CHANGE_TIMES = {"created_at": time_of("createdAt"), "updated_at": time_of("updat
 # --------------------------------------------------------------------------------------------
 # Tables
 #
-# A table is declared once; the schema, rows, setup tests and errors all use the declaration. To
-# add a column, add it to `columns`. To add a table, add a declaration and a generator, and add
-# both to GENERATORS.
+# Each table is declared once. The schema, the rows, the setup tests and the errors use this
+# declaration. To add a column, add it to the table's `columns`. To add a table, add a `Table` and
+# a function that returns its rows, and add both to GENERATORS. List both in docs/tables.md.
 # --------------------------------------------------------------------------------------------
 
 
 class Table:
-    """A destination table and where its records are in Kustomer.
+    """A table in the destination, and where its records are in Kustomer.
 
-    `object_name` is the object's name in the role that the API key needs. `search` is the query
-    context that finds the table's changed records, or None if there is none. A `mirrored` table is
-    read completely, and truncated before its rows are delivered. `columns` are in the order of the
-    destination.
-
-    If `search_is_documented` is false, search is used only if it proves that it knows the table.
-
-    A table `on_request` is read only if the setting `additional_tables` names it. `page_maximum`
-    is the most records that a page of its list can have. A table that `deactivates` has a second
-    list of records that are no longer active. They stay in the table, with `deactivated` set to
-    true.
+    Args:
+        name: the name of the table, and of its list in Kustomer's API.
+        object_name: the name of the object in the role that the API key needs.
+        columns: the columns, in the order of the destination.
+        search: the query context that finds the table's records in a search, or None.
+        search_is_documented: if false, search is used only after it has found a record of the
+            table.
+        mirrored: every sync reads the whole list, and truncates the table before its first row.
+        on_request: the table is read only if the setting `additional_tables` names it.
+        legacy_role: the legacy role, if its name does not follow from `object_name`.
+        page_maximum: the most records that Kustomer returns in a page of the list.
+        lists_deactivated: Kustomer has a second list, of deactivated records. They stay in the
+            table, with `deactivated` set to true.
     """
 
     def __init__(
@@ -307,7 +319,7 @@ class Table:
         on_request: bool = False,
         legacy_role: str | None = None,
         page_maximum: int = 100,
-        deactivates: bool = False,
+        lists_deactivated: bool = False,
     ):
         self.name = name
         self.path = f"/v1/{name}"
@@ -321,9 +333,9 @@ class Table:
         self.on_request = on_request
         # https://developer.kustomer.com/docs/concepts/pagination, read 2026-11-23.
         self.page_maximum = page_maximum
-        self.deactivates = deactivates
+        self.lists_deactivated = lists_deactivated
         self.readers = [(column, *declared) for column, declared in columns.items()]
-        # Columns that may have values that cannot be converted.
+        # The columns whose conversion can fail, and which are then counted as unreadable.
         self.typed = [
             (name, kind.source) for name, kind in columns.items() if kind.type != "STRING"
         ]
@@ -341,13 +353,13 @@ CUSTOMERS = Table(
         "phone": first_of("phones", "phone"),
         "company_id": related("company", reference("companyId", reference("company"))),
         "external_id": text("externalId", first_of("externalIds", "externalId")),
-        "verified": flag("verified"),
-        "locked": flag("locked"),
+        "verified": boolean("verified"),
+        "locked": boolean("locked"),
         "emails": as_json("emails"),
         "phones": as_json("phones"),
         "tags": as_json("tags"),
         "custom": as_json("custom"),
-        "deleted": flag("deleted"),
+        "deleted": boolean("deleted"),
         **CHANGE_TIMES,
     },
 )
@@ -362,11 +374,11 @@ COMPANIES = Table(
         "name": text("name"),
         "website": first_of("urls", "url", ("type", "website")),
         "domains": each_of("domains", "domain"),
-        # The second spelling is from Kustomer's own examples.
+        # Kustomer's own examples misspell the attribute.
         "external_id": text("externalId", text("extenalId")),
         "tags": as_json("tags"),
         "custom": as_json("custom"),
-        "deleted": flag("deleted"),
+        "deleted": boolean("deleted"),
         **CHANGE_TIMES,
     },
 )
@@ -381,7 +393,7 @@ BRANDS = Table(
         "display_name": text("displayName"),
         "website_url": text("websiteUrl"),
         "icon_url": text("iconUrl"),
-        "is_default": flag("default"),
+        "is_default": boolean("default"),
         **CHANGE_TIMES,
     },
 )
@@ -398,9 +410,8 @@ MESSAGES = Table(
         "direction": text("direction"),
         "message_type": text("directionType"),
         "status": text("status"),
-        "subject": text("subject", inside("meta", "subject")),
-        # So far, Kustomer has only been seen to send `preview`: plain text of at most 10,240
-        # characters.
+        "subject": text("subject", nested("meta", "subject")),
+        # Other clients have only ever received `preview`: plain text of at most 10,240 characters.
         "body": text("body", text("preview")),
         "app": text("app"),
         "source": text("source"),
@@ -431,17 +442,17 @@ CONVERSATIONS = Table(
         "preview": text("preview"),
         "status": text("status"),
         "direction": text("direction"),
-        "priority": count("priority"),
+        "priority": integer("priority"),
         "channels": as_json("channels"),
         "tags": as_json("tags"),
         "assigned_users": as_json("assignedUsers"),
         "assigned_teams": as_json("assignedTeams"),
-        "message_count": count("messageCount"),
-        "note_count": count("noteCount"),
-        "outbound_message_count": count("outboundMessageCount"),
-        "done_count": count("doneCount"),
-        "reopen_count": count("reopenCount"),
-        "snooze_count": count("snoozeCount"),
+        "message_count": integer("messageCount"),
+        "note_count": integer("noteCount"),
+        "outbound_message_count": integer("outboundMessageCount"),
+        "done_count": integer("doneCount"),
+        "reopen_count": integer("reopenCount"),
+        "snooze_count": integer("snoozeCount"),
         "satisfaction": text("satisfaction"),
         "satisfaction_level": as_json("satisfactionLevel"),
         "first_response": as_json("firstResponse"),
@@ -450,14 +461,14 @@ CONVERSATIONS = Table(
         "last_done": as_json("lastDone"),
         "sla": as_json("sla"),
         "snooze": as_json("snooze"),
-        "ended": flag("ended"),
+        "ended": boolean("ended"),
         "ended_at": time_of("endedAt"),
         "ended_reason": text("endedReason"),
         "ended_by_type": text("endedByType"),
         "last_activity_at": time_of("lastActivityAt"),
         "last_message_at": time_of("lastMessageAt"),
         "custom": as_json("custom"),
-        "deleted": flag("deleted"),
+        "deleted": boolean("deleted"),
         **CHANGE_TIMES,
     },
 )
@@ -475,7 +486,7 @@ NOTES = Table(
         "external_id": text("externalId"),
         "body": text("body"),
         "user_mentions": as_json("userMentions"),
-        "deleted": flag("deleted"),
+        "deleted": boolean("deleted"),
         **CHANGE_TIMES,
     },
 )
@@ -486,7 +497,7 @@ USERS = Table(
     mirrored=True,
     on_request=True,
     page_maximum=500,
-    deactivates=True,
+    lists_deactivated=True,
     # https://developer.kustomer.com/api/users
     columns={
         "id": RECORD_ID,
@@ -498,7 +509,7 @@ USERS = Table(
         "avatar_url": text("avatarUrl"),
         "roles": as_json("roles"),
         "role_groups": as_json("roleGroups"),
-        "deactivated": flag("deactivated"),
+        "deactivated": boolean("deactivated"),
         "deleted_at": time_of("deletedAt"),
         **CHANGE_TIMES,
     },
@@ -517,7 +528,7 @@ TEAMS = Table(
         "icon": text("icon"),
         "members": as_json("members"),
         "role_groups": as_json("roleGroups"),
-        "deleted": flag("deleted"),
+        "deleted": boolean("deleted"),
         "deleted_at": time_of("deletedAt"),
         **CHANGE_TIMES,
     },
@@ -531,7 +542,7 @@ TAGS = Table(
         "id": RECORD_ID,
         "name": text("name"),
         "color": text("color"),
-        "deleted": flag("deleted"),
+        "deleted": boolean("deleted"),
         "deleted_at": time_of("deletedAt"),
         **CHANGE_TIMES,
     },
@@ -539,14 +550,14 @@ TAGS = Table(
 
 
 def __map_record(table: Table, record: dict) -> dict[str, Any]:
-    """Return the row of a record: a value or None for every column, in order."""
+    """Return the row of a record: every column, in order, with its value or None."""
     attributes, row = __attributes(record), {}
-    for column, _, source, convert, otherwise in table.readers:
+    for column, _, source, convert, fallback in table.readers:
         value = record if source is None else attributes.get(source)
         if value is not None:
             value = convert(value)
-        while value is None and otherwise:
-            _, source, convert, otherwise = otherwise
+        while value is None and fallback:
+            _, source, convert, fallback = fallback
             if (value := attributes.get(source)) is not None:
                 value = convert(value)
         row[column] = value
@@ -582,22 +593,22 @@ def get_customers(
 ) -> "Rows":
     """Return the rows of the customers that changed since `last_sync_time`.
 
-    Deleted customers are included. No request is sent until the first row is asked for.
+    Deleted customers are included. The first request is sent when the first row is requested.
 
     Args:
         api_key: the Kustomer API key.
-        last_sync_time: ISO time of the last sync, or None for a first sync, which goes back
-            `initial_sync_days`. The ten minutes before this time are read again.
-        configuration: the connector's configuration; missing settings use their defaults.
-        client: the connection and settings of a running sync; by default, the rows open their own.
+        last_sync_time: the ISO time of the last sync, or None for a first sync, which goes back
+            `initial_sync_days`. Changes in the ten minutes before this time are read again.
+        configuration: the connector's configuration. Missing settings have their defaults.
+        client: the client of a running sync. By default, a new client is opened.
 
     Returns:
-        An iterator of rows, each a dict with a value or None for every column. A row may appear
-        twice; the later one is current. `pages` yields the same rows in pages, which also say
-        which rows are deleted.
+        An iterator of rows. Each row is a dict with a value or None for every column. A record
+        may appear twice; its last row is current. Iterate over `pages` instead to get the rows
+        page by page, with the ids of deleted records.
 
     Raises:
-        KustomerError: while iterating, if the key lacks a role or Kustomer cannot be read.
+        KustomerError: while iterating, if the key lacks a role or a request fails.
         ValueError: while iterating, if the configuration or `last_sync_time` is invalid.
     """
     return __rows(CUSTOMERS, api_key, last_sync_time, configuration, client)
@@ -612,7 +623,7 @@ def get_companies(
 ) -> "Rows":
     """Return the rows of the companies that changed since `last_sync_time`.
 
-    Arguments, rows and errors are those of `get_customers`.
+    For the arguments, the rows and the errors, see `get_customers`.
     """
     return __rows(COMPANIES, api_key, last_sync_time, configuration, client)
 
@@ -620,9 +631,9 @@ def get_companies(
 def get_brands(
     api_key: str, configuration: dict | None = None, *, client: "Client | None" = None
 ) -> "Rows":
-    """Return the rows of all brands. All of them are read before the first one is returned.
+    """Return the rows of all brands, after reading the whole list.
 
-    Arguments, rows and errors are those of `get_customers`.
+    For the arguments, the rows and the errors, see `get_customers`.
     """
     return __rows(BRANDS, api_key, None, configuration, client)
 
@@ -638,7 +649,7 @@ def get_messages(
 
     Deleted messages are included.
 
-    Arguments, rows and errors are those of `get_customers`.
+    For the arguments, the rows and the errors, see `get_customers`.
     """
     return __rows(MESSAGES, api_key, last_sync_time, configuration, client)
 
@@ -654,7 +665,7 @@ def get_conversations(
 
     Deleted conversations are included.
 
-    Arguments, rows and errors are those of `get_customers`.
+    For the arguments, the rows and the errors, see `get_customers`.
     """
     return __rows(CONVERSATIONS, api_key, last_sync_time, configuration, client)
 
@@ -670,7 +681,7 @@ def get_notes(
 
     Deleted notes are included.
 
-    Arguments, rows and errors are those of `get_customers`.
+    For the arguments, the rows and the errors, see `get_customers`.
     """
     return __rows(NOTES, api_key, last_sync_time, configuration, client)
 
@@ -678,11 +689,9 @@ def get_notes(
 def get_users(
     api_key: str, configuration: dict | None = None, *, client: "Client | None" = None
 ) -> "Rows":
-    """Return the rows of all users, including deactivated ones.
+    """Return the rows of all users, including deactivated ones, after reading both lists.
 
-    All of them are read before the first one is returned.
-
-    Arguments, rows and errors are those of `get_customers`.
+    For the arguments, the rows and the errors, see `get_customers`.
     """
     return __rows(USERS, api_key, None, configuration, client)
 
@@ -690,9 +699,9 @@ def get_users(
 def get_teams(
     api_key: str, configuration: dict | None = None, *, client: "Client | None" = None
 ) -> "Rows":
-    """Return the rows of all teams. All of them are read before the first one is returned.
+    """Return the rows of all teams, after reading the whole list.
 
-    Arguments, rows and errors are those of `get_customers`.
+    For the arguments, the rows and the errors, see `get_customers`.
     """
     return __rows(TEAMS, api_key, None, configuration, client)
 
@@ -700,14 +709,14 @@ def get_teams(
 def get_tags(
     api_key: str, configuration: dict | None = None, *, client: "Client | None" = None
 ) -> "Rows":
-    """Return the rows of all tags. All of them are read before the first one is returned.
+    """Return the rows of all tags, after reading the whole list.
 
-    Arguments, rows and errors are those of `get_customers`.
+    For the arguments, the rows and the errors, see `get_customers`.
     """
     return __rows(TAGS, api_key, None, configuration, client)
 
 
-# Each table and the generator of its rows, in the order in which a sync reads them.
+# The tables, in the order in which a sync reads them, and the functions that return their rows.
 GENERATORS: dict[Table, Callable[..., "Rows"]] = {
     CUSTOMERS: get_customers,
     COMPANIES: get_companies,
@@ -725,9 +734,9 @@ ADDITIONAL_TABLES = tuple(table.name for table in TABLES if table.on_request)
 # --------------------------------------------------------------------------------------------
 # Settings
 #
-# A setting is declared once: its default, its allowed values, and its text on the setup form. The
-# whole configuration is checked before the first request, and an error never repeats a value that
-# might be a key.
+# Each setting is declared once, in SETTINGS: its default, its allowed values and its text on the
+# setup form. To add a setting, add it there and to README.md. The whole configuration is checked
+# before the first request. An error never shows a value that might be a key.
 # --------------------------------------------------------------------------------------------
 
 __DEFAULT_ORIGIN = "https://api.kustomerapp.com"
@@ -743,8 +752,8 @@ __SWITCH_WORDS = {
 def __parse_key(text: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]+", text):
         raise ValueError(
-            "must not contain spaces, line breaks or other characters that are not part of a key; "
-            "copy the key again, without 'Bearer'"
+            "must not contain spaces, line breaks or other characters that keys do not have; copy "
+            "the key again, without 'Bearer'"
         )
     return text
 
@@ -763,7 +772,7 @@ def __parse_switch(text: str) -> bool:
 
 
 def __parse_tables(text: str) -> tuple[str, ...]:
-    """Return the names of additional tables, in the order of TABLES."""
+    """Return the names of the additional tables, in the order of TABLES."""
     words = [word for word in re.split(r"[,\s]+", text.lower()) if word]
     unknown = [word for word in words if word not in (*ADDITIONAL_TABLES, __ALL_TABLES)]
     if unknown:
@@ -775,15 +784,15 @@ def __parse_tables(text: str) -> tuple[str, ...]:
 
 
 def __parse_origin(text: str) -> str:
-    """Return the API origin for an address or the name of an organization.
+    """Return the origin of the API, given an address or the name of an organization.
 
     Source: https://developer.kustomer.com/docs/get-started/regions-and-base-urls.
     """
     text = text.strip()
     problem = ValueError(
         "is not allowed; use https://api.kustomerapp.com (US), https://api.prod2.kustomerapp.com "
-        "(EU), https://api.prod4.kustomerapp.com (India), or the name or address of your "
-        f"organization on {__KUSTOMER_DOMAIN}. The key is never sent anywhere else"
+        "(EU), https://api.prod4.kustomerapp.com (India), or your organization's name or its "
+        f"address on {__KUSTOMER_DOMAIN}. The key is never sent to any other host"
     )
     if re.fullmatch(r"[A-Za-z0-9-]+", text) and text.lower() != "localhost":
         text = f"{text}.{__KUSTOMER_DOMAIN}"
@@ -816,8 +825,8 @@ def __is_loopback(host: str) -> bool:
 class Setting(NamedTuple):
     """A configuration key.
 
-    `parse` converts its string, or raises ValueError with what the value must be. `label` and
-    `description` appear on the setup form. A `default` of None means that there is no default.
+    `parse` converts its string, or raises a ValueError that says what the value must be. `label`
+    and `description` are shown on the setup form. If `default` is None, there is no default.
     """
 
     name: str
@@ -828,7 +837,7 @@ class Setting(NamedTuple):
     limits: tuple[int, int] | None = None
 
     def explained(self) -> str:
-        """Return the description, the range and the default."""
+        """Return the description with the range and the default."""
         notes = []
         if self.limits:
             notes.append("{} to {}.".format(*self.limits))
@@ -847,8 +856,9 @@ SETTINGS = (
         __parse_key,
         None,
         "API key",
-        "Create a key in Kustomer under Settings > Security > API Keys, with the roles to read "
-        "customers, companies, brands, messages and any additional tables, and to search.",
+        "Create a key in Kustomer under Settings > Security > API Keys. It needs a role for each "
+        "table (customers, companies, brands, messages and any additional tables) and the role "
+        "for search.",
     ),
     Setting(
         "base_url",
@@ -856,14 +866,15 @@ SETTINGS = (
         __DEFAULT_ORIGIN,
         "Kustomer address",
         "US: https://api.kustomerapp.com. EU: https://api.prod2.kustomerapp.com. "
-        "India: https://api.prod4.kustomerapp.com. Or the name or address of your organization.",
+        "India: https://api.prod4.kustomerapp.com. Your organization's name or its address on "
+        "kustomerapp.com works too.",
     ),
     Setting(
         "additional_tables",
         __parse_tables,
         (),
         "Additional tables",
-        f"Further tables to sync: any of {', '.join(ADDITIONAL_TABLES)}, separated by commas, or "
+        f"More tables to sync: any of {', '.join(ADDITIONAL_TABLES)}, separated by commas, or "
         f"{__ALL_TABLES}. Leave empty for none. The API key needs a role for each table.",
     ),
     __number(
@@ -871,14 +882,14 @@ SETTINGS = (
         (1, 365),
         90,
         "Days of history",
-        "The number of days before the first sync for which changed records are read.",
+        "The first sync reads records that changed in this many days before it.",
     ),
     __number(
         "sync_frequency_hours",
         (1, 168),
         None,
-        "Hours between reads of a table",
-        "A sync skips a table that was read less than this many hours ago. Leave empty to read "
+        "Minimum hours between syncs of a table",
+        "A sync skips tables that were read less than this many hours ago. Leave empty to read "
         "every table in every sync.",
     ),
     __number(
@@ -886,22 +897,23 @@ SETTINGS = (
         (1, 1000),
         500,
         "Records per page",
-        "The number of records to request at a time. Kustomer returns at most 100 from a list and "
-        "500 from a search.",
+        "The number of records to request per page. Kustomer returns at most 100 per page of most "
+        "lists, and at most 500 per page of a search.",
     ),
     __number(
         "api_utilization_percentage",
         (10, 100),
         90,
-        "API utilization in percent",
-        "Requests for lists wait while all of the organization's apps together use more than this "
-        "share of its requests per minute. Searches have a rate limit of their own.",
+        "API utilization (percent)",
+        "List requests wait while the organization's apps together have used more than this "
+        "percentage of its requests per minute. Searches have their own rate limit and do not "
+        "wait.",
     ),
     __number(
         "request_timeout_seconds",
         (1, 300),
         30,
-        "Request timeout in seconds",
+        "Request timeout (seconds)",
         "How long to wait for a connection, and for each part of a response.",
     ),
     __number(
@@ -909,29 +921,30 @@ SETTINGS = (
         (0, 10),
         3,
         "Retries",
-        "How many times a failed request is retried. Waits for the rate limit do not count.",
+        "How many times to retry a failed request. Waiting for the rate limit does not count as a "
+        "retry.",
     ),
     Setting(
         "enable_incremental_sync",
         __parse_switch,
         True,
         "Incremental sync",
-        "On (default): each sync reads what changed since the last one. Off: each sync reads "
-        "everything.",
+        "On (default): a sync reads only what changed since the last one. Off: every sync reads all "
+        "records.",
     ),
     Setting(
         "enable_debug_logging",
         __parse_switch,
         False,
         "Debug logging",
-        "On: the log has a line for each request. Off by default.",
+        "On: the log has a line for each request. The default is off.",
     ),
 )
 __SETTING = {setting.name: setting for setting in SETTINGS}
 __API_KEY = __SETTING["api_key"]
 
 
-# A valid configuration. Its fields are the settings, converted and with defaults.
+# A valid configuration: a field for each setting, with its converted value or its default.
 Settings = make_dataclass(
     "Settings",
     [(setting.name, Any, field(repr=setting is not __API_KEY)) for setting in SETTINGS],
@@ -940,17 +953,18 @@ Settings = make_dataclass(
 
 
 def validate_configuration(configuration: dict | None) -> Settings:
-    """Check the whole configuration and return it, converted and with defaults.
+    """Check the whole configuration and convert its values.
 
     Args:
-        configuration: the flat dictionary of strings that Fivetran passes. An empty string or an
-            unchanged `<PLACEHOLDER>` counts as not set.
+        configuration: the dict of strings that Fivetran passes. An empty string or an unchanged
+            `<PLACEHOLDER>` counts as not set.
 
     Returns:
-        Settings in which every value has its type and is within its range.
+        The Settings, with the default of each setting that is not set.
 
     Raises:
-        ValueError: names every invalid setting, its value (never a key) and what it must be.
+        ValueError: names every invalid setting with its value (unless it might be a key) and says
+            what it must be.
     """
     given = configuration or {}
     values, problems = {}, []
@@ -960,22 +974,25 @@ def validate_configuration(configuration: dict | None) -> Settings:
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise ValueError("The configuration needs changes. " + " ".join(problems))
+        raise ValueError("The configuration is invalid. " + " ".join(problems))
     return Settings(**values)
 
 
 def __setting_value(setting: Setting, configuration: dict):
-    """Return the value of a setting, or raise ValueError with its name, its value if that is safe
-    to show, and what it must be."""
+    """Return the converted value of a setting.
+
+    Raises ValueError with the setting's name, its value if that is safe to show, and what it must
+    be.
+    """
     value = configuration.get(setting.name)
     try:
-        return __typed_value(setting, value)
+        return __converted_value(setting, value)
     except ValueError as error:
         shown = __safe_to_show(setting, value, configuration.get("api_key"))
         raise ValueError(f"{setting.name}: {shown}{error}.") from None
 
 
-def __typed_value(setting: Setting, value):
+def __converted_value(setting: Setting, value):
     if isinstance(value, (dict, list)):
         raise ValueError("must be a JSON string")
     given = "" if value is None else str(value)
@@ -1010,12 +1027,12 @@ def __warn_of_unknown_keys(configuration: dict, warn: Callable[[str], None]) -> 
 # --------------------------------------------------------------------------------------------
 # Sync
 #
-# Delivers each table's rows and saves a cursor for each table. A table that fails does not stop
-# the others. The sync then ends as failed, and the next one resumes from the saved cursors.
+# Delivers the rows of each table and saves a cursor for each table. If a table fails, the sync
+# continues with the others and fails at the end. The next sync resumes from the saved cursors.
 # --------------------------------------------------------------------------------------------
 
 __CHECKPOINT_EVERY_ROWS = 5_000
-# Two pages of parsed records have far fewer objects than this.
+# More objects than the pages in memory usually contain.
 __COLLECT_GARBAGE_FROM_OBJECTS = 200_000
 __RESET_HINT = (
     "Reset the connection: 'fivetran reset' for a local run, a historical re-sync on Fivetran."
@@ -1025,14 +1042,14 @@ __RESET_HINT = (
 def schema(configuration: dict) -> list[dict]:
     """Define the tables that the connector delivers, with their primary keys and columns.
 
-    Every column is declared, because a column without any value would not exist otherwise.
-    See https://fivetran.com/docs/connectors/connector-sdk/technical-reference#schema.
+    Every column is declared, because Fivetran does not create an undeclared column that has only
+    NULL values. See https://fivetran.com/docs/connectors/connector-sdk/technical-reference#schema.
 
     Args:
-        configuration: the connection's settings; `additional_tables` adds tables.
+        configuration: the connection's settings. `additional_tables` adds tables.
 
     Returns:
-        A list of tables in the format that Fivetran expects.
+        A list of dicts, one for each table, in the format that Fivetran expects.
 
     Raises:
         ValueError: if `additional_tables` names a table that does not exist.
@@ -1044,66 +1061,66 @@ def schema(configuration: dict) -> list[dict]:
             "primary_key": ["id"],
             "columns": {name: column.type for name, column in table.columns.items()},
         }
-        for table in __wanted(additional)
+        for table in __selected_tables(additional)
     ]
 
 
-def __wanted(additional_tables: tuple[str, ...]) -> list[Table]:
-    """Return the tables to read: the four standard tables and the requested additional ones."""
+def __selected_tables(additional_tables: tuple[str, ...]) -> list[Table]:
+    """Return the tables to sync: the four default tables and the given additional ones."""
     return [table for table in TABLES if not table.on_request or table.name in additional_tables]
 
 
 def update(configuration: dict, state: dict) -> None:
-    """Bring the destination up to date with Kustomer: Fivetran calls this for every sync.
+    """Sync Kustomer to the destination. Fivetran calls this function for every sync.
 
     See https://fivetran.com/docs/connectors/connector-sdk/technical-reference#update.
 
     Args:
-        configuration: the connection's settings, as strings; see SETTINGS.
-        state: the state of the last checkpoint; empty on a first sync.
+        configuration: the connection's settings, as strings. See SETTINGS.
+        state: the state saved by the last checkpoint, or an empty dict for a first sync.
 
     Raises:
-        ValueError: if the configuration or the state is invalid; no request has been sent then.
-        KustomerError: after the last table, with the reason for each table that could not be read;
-            immediately, if the key is invalid or the rate limit stays used up.
+        ValueError: before the first request, if the configuration or the state is invalid.
+        KustomerError: after the last table, with a reason for each table that could not be read.
+            Immediately, if the key is invalid or the rate limit stays exhausted.
     """
     settings = validate_configuration(configuration)
     saved = read_state(state, __warn_user)
     __warn_of_unknown_keys(configuration, __warn_user)
-    tables = __wanted(settings.additional_tables)
+    tables = __selected_tables(settings.additional_tables)
     due = {table: __next_read(table, saved, settings) for table in tables}
     __log(log.info, __plan(due, saved, settings))
-    whole, failures = Counts(requests=1), []
+    totals, failures = Counts(requests=1), []
     with (
         __quiet_interrupt(),
         open_client(settings, __warn_user) as client,
-        __few_garbage_collections(),
+        __fewer_garbage_collections(),
     ):
         check_api_key(client)
         for table in tables:
             if due[table]:
                 continue
             try:
-                whole += __sync_table(client, table, saved, configuration)
+                totals += __sync_table(client, table, saved, configuration)
             except SyncStoppedError as error:
                 raise SyncStoppedError(" ".join([*failures, str(error)])) from None
             except KustomerError as error:
                 failures.append(f"{table.name}: {error}")
                 __log(
                     log.warning,
-                    f"{table.name} could not be read; the sync continues with the other tables.",
+                    f"{table.name} could not be read. The sync continues with the other tables.",
                 )
-    __log(log.info, f"Kustomer sync: {whole}.")
+    __log(log.info, f"Kustomer sync: {totals}.")
     if failures:
         raise KustomerError(" ".join(failures))
 
 
 @dataclass
 class State:
-    """How far each table has been read, by table name.
+    """The cursors of the tables, by table name.
 
-    `last_sync_time` is when a table was last read to its end. `unfinished` is for a table whose
-    reading was interrupted: all changes before this time have been delivered.
+    `last_sync_time` is when the last complete read of a table began. `unfinished` is the cursor of
+    an interrupted read: all changes before this time have been delivered.
     """
 
     last_sync_time: dict[str, datetime]
@@ -1115,13 +1132,17 @@ class State:
 
 
 def read_state(state: dict | None, warn: Callable[[str], None]) -> State:
-    """Return the saved times of the tables that still exist.
+    """Return the saved cursors of the tables that still exist.
 
     Args:
-        state: {"last_sync_time": {table: ISO time}, "unfinished": {table: ISO time}}. A plain ISO
-            string as `last_sync_time`, as saved by earlier versions, applies to each table that
-            they had.
-        warn: called for each time that cannot be used; its table is read from the start.
+        state: {"last_sync_time": {table: ISO time}, "unfinished": {table: ISO time}}. If
+            `last_sync_time` is an ISO time, as before version 1.0.0, it applies to the four default
+            tables.
+        warn: called with a message for each time that is invalid. Its table is then read from the
+            start.
+
+    Returns:
+        The State, without the tables that have an invalid time.
 
     Raises:
         ValueError: if the state has any other structure.
@@ -1130,14 +1151,14 @@ def read_state(state: dict | None, warn: Callable[[str], None]) -> State:
         return State({}, {})
     saved = state.get("last_sync_time") if isinstance(state, dict) else None
     if isinstance(saved, str):
-        saved = {table.name: saved for table in __wanted(())}
+        saved = {table.name: saved for table in __selected_tables(())}
     unfinished = state.get("unfinished", {}) if isinstance(state, dict) else None
     if not isinstance(saved, dict) or not isinstance(unfinished, dict):
         raise ValueError(
-            "The saved state was not written by this connector: it has no last_sync_time for each "
-            f"table. {__RESET_HINT}"
+            "The saved state was not written by this connector: last_sync_time must have a time for "
+            f"each table. {__RESET_HINT}"
         )
-    known, latest = State({}, {}), __now() + __OVERLAP
+    read, latest = State({}, {}), __now() + __OVERLAP
     for table in TABLES:
         given = {
             kind: times[table.name]
@@ -1145,37 +1166,39 @@ def read_state(state: dict | None, warn: Callable[[str], None]) -> State:
             if table.name in times
         }
         times = {kind: __parse_time(value) for kind, value in given.items()}
-        wrong = [kind for kind, moment in times.items() if moment is None or moment > latest]
-        for kind in wrong:
-            trouble = "is not a time" if times[kind] is None else "is in the future"
-            warn(f"{table.name}: the saved {kind} {trouble}; the table is read from the start.")
-        if not wrong:
-            for kind, moment in times.items():
-                getattr(known, kind)[table.name] = moment
-    return known
+        invalid = [
+            kind for kind, timestamp in times.items() if timestamp is None or timestamp > latest
+        ]
+        for kind in invalid:
+            problem = "is not a time" if times[kind] is None else "is in the future"
+            warn(f"{table.name}: the saved {kind} {problem}; the table is read from the start.")
+        if not invalid:
+            for kind, timestamp in times.items():
+                getattr(read, kind)[table.name] = timestamp
+    return read
 
 
 def __checkpoint(saved: State) -> None:
-    written = {
-        kind: {name: __format_time(moment) for name, moment in times.items()}
+    new_state = {
+        kind: {name: __format_time(timestamp) for name, timestamp in times.items()}
         for kind, times in vars(saved).items()
     }
-    # Makes all rows before it permanent. The next sync starts with this state.
-    op.checkpoint(written)
+    # Makes the rows before it permanent, and saves the state from which the next sync resumes.
+    op.checkpoint(new_state)
 
 
 def __next_read(table: Table, saved: State, settings: Settings) -> datetime | None:
-    """Return when a table is due, or None if it is due now."""
+    """Return when a table has to be read next, or None if it has to be read now."""
     last = saved.last_sync_time.get(table.name)
     if last is None or settings.sync_frequency_hours is None or table.name in saved.unfinished:
         return None
-    # Schedulers sometimes start early. Without the slack, a table would then miss a whole period.
+    # Schedulers sometimes start a sync slightly early, which must not skip the table.
     due = last + timedelta(hours=settings.sync_frequency_hours)
     return due if __now() < due - __OVERLAP else None
 
 
 def __plan(due: dict[Table, datetime | None], saved: State, settings: Settings) -> str:
-    """Return the log line that says what will be read from each table, or when it is due."""
+    """Return the log line that says what the sync reads, and when it reads the other tables."""
     words = []
     for table, next_read in due.items():
         since = saved.cursor(table)
@@ -1190,14 +1213,14 @@ def __plan(due: dict[Table, datetime | None], saved: State, settings: Settings) 
     return "Kustomer sync: " + ", ".join(words) + "."
 
 
-def many(number: int, word: str) -> str:
-    """Return a number and its noun, in the plural if needed."""
+def pluralize(number: int, word: str) -> str:
+    """Return a number and a noun, such as "1 row" or "2 rows"."""
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 @dataclass
 class Counts:
-    """The figures that the log shows at the end of a table or sync."""
+    """The counts that the log shows after each table and at the end of a sync."""
 
     upserted: int = 0
     deleted: int = 0
@@ -1210,29 +1233,29 @@ class Counts:
         return Counts(*map(operator.add, astuple(self), astuple(other)))
 
     def __str__(self) -> str:
-        words = [f"{many(self.upserted, 'row')} upserted", f"{self.deleted} deleted"]
+        words = [f"{pluralize(self.upserted, 'row')} upserted", f"{self.deleted} deleted"]
         if self.skipped:
-            words.append(f"{many(self.skipped, 'record')} without an id skipped")
+            words.append(f"{pluralize(self.skipped, 'record')} without an id skipped")
         if self.unreadable:
-            words.append(f"{many(self.unreadable, 'unreadable value')} left empty")
-        words += [many(self.requests, "request"), f"{self.seconds_waited:.1f} s waiting"]
+            words.append(f"{pluralize(self.unreadable, 'unreadable value')} set to NULL")
+        words += [pluralize(self.requests, "request"), f"{self.seconds_waited:.1f} s waiting"]
         return ", ".join(words)
 
 
 def __sync_table(client: "Client", table: Table, saved: State, configuration: dict) -> Counts:
-    """Deliver what changed in a table, save its cursor, and return its counts."""
+    """Deliver the changed rows of a table, save its cursor, and return its counts."""
     counts = Counts(requests=-client.requests_sent, seconds_waited=-client.seconds_waited)
     began, since = __now(client), saved.cursor(table)
-    window = {} if table.mirrored else {"last_sync_time": since and __format_time(since)}
+    arguments = {} if table.mirrored else {"last_sync_time": since and __format_time(since)}
     rows = GENERATORS[table](
-        client.settings.api_key, **window, configuration=configuration, client=client
+        client.settings.api_key, **arguments, configuration=configuration, client=client
     )
-    rows_since_checkpoint, search_again, truncated = 0, False, not table.mirrored
-    started = time.monotonic()
+    rows_since_checkpoint, resume_search, truncated = 0, False, not table.mirrored
+    started_monotonic = time.monotonic()
     with contextlib.closing(rows):
         for page in rows.pages:
             if page.rows and not truncated:
-                # Marks every row as deleted. The upserts that follow restore existing records.
+                # Marks all rows as deleted. The upserts below restore the records that still exist.
                 op.truncate(table.name)
                 truncated = True
             __deliver(table, page)
@@ -1242,45 +1265,46 @@ def __sync_table(client: "Client", table: Table, saved: State, configuration: di
                 page.skipped,
                 page.unreadable,
             )
-            search_again |= page.search_again
-            __move_cursor(saved, table, page.safe_until)
+            resume_search |= page.resume_search
+            __move_cursor(saved, table, page.cursor_after)
             rows_since_checkpoint += len(page.rows)
-            # A mirrored table is complete only when its last row has been delivered.
+            # No checkpoint between the truncate of a mirrored table and its last row: if the sync
+            # failed after it, existing records would remain marked as deleted.
             if rows_since_checkpoint >= __CHECKPOINT_EVERY_ROWS and not table.mirrored:
                 rows_since_checkpoint = 0
                 __checkpoint(saved)
-            __log_progress(client, table, counts, page, started)
+            __log_progress(client, table, counts, page, started_monotonic)
     last = saved.last_sync_time.get(table.name)
     saved.last_sync_time[table.name] = max(began, last) if last else began
-    if not search_again:
+    if not resume_search:
         saved.unfinished.pop(table.name, None)
     __checkpoint(saved)
     counts += Counts(requests=client.requests_sent, seconds_waited=client.seconds_waited)
     if counts.skipped:
-        __warn_user(f"{table.name}: skipped {many(counts.skipped, 'record')} without an id.")
+        __warn_user(f"{table.name}: skipped {pluralize(counts.skipped, 'record')} without an id.")
     __log(log.info, f"{table.name}: {counts}.")
     return counts
 
 
 def __deliver(table: Table, page: "Page") -> None:
     for row in page.rows:
-        # Inserts the row or replaces the row with the same id.
+        # Inserts the row, or replaces the row with the same id.
         op.upsert(table.name, row)
     for record_id in page.deleted:
-        # Marks the row as deleted. The upsert before has delivered its last values.
+        # Marks the row as deleted. Its last values have just been delivered by the upsert.
         op.delete(table.name, {"id": record_id})
 
 
-def __move_cursor(saved: State, table: Table, safe_until: datetime | None) -> None:
-    """Save how far a table has been delivered. The cursor never moves backwards."""
+def __move_cursor(saved: State, table: Table, cursor_after: datetime | None) -> None:
+    """Move a table's cursor to `cursor_after`, but never backwards."""
     cursor = saved.cursor(table)
-    if safe_until:
-        saved.unfinished[table.name] = max(safe_until, cursor) if cursor else safe_until
+    if cursor_after:
+        saved.unfinished[table.name] = max(cursor_after, cursor) if cursor else cursor_after
 
 
 @contextlib.contextmanager
 def __quiet_interrupt():
-    """On Ctrl-C, end the process with a single line instead of a traceback."""
+    """End the process with one line instead of a traceback after Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
@@ -1288,9 +1312,9 @@ def __quiet_interrupt():
 
 
 @contextlib.contextmanager
-def __few_garbage_collections():
-    """Run the garbage collector less often. Parsed records contain no cycles, and traversing them
-    again and again takes longer than parsing them."""
+def __fewer_garbage_collections():
+    """Run the garbage collector less often. Parsed records have no reference cycles, and scanning
+    them repeatedly takes longer than parsing them."""
     thresholds = gc.get_threshold()
     gc.set_threshold(__COLLECT_GARBAGE_FROM_OBJECTS, *thresholds[1:])
     try:
@@ -1305,39 +1329,40 @@ def __warn_user(message: str) -> None:
 
 
 def __log_progress(
-    client: "Client", table: Table, counts: Counts, page: "Page", began: float
+    client: "Client", table: Table, counts: Counts, page: "Page", started: float
 ) -> None:
-    """Log how much of a table has been read. `began` is the monotonic time of its start."""
+    """Log the progress of a table that has been read since `started`, a monotonic time."""
     rows = counts.upserted + counts.deleted
-    rate = rows / max(time.monotonic() - began, 0.001)
-    words = [f"{rows} rows", f"{rate:.0f} rows a second"]
+    rate = rows / max(time.monotonic() - started, 0.001)
+    words = [f"{rows} rows", f"{rate:.0f} rows per second"]
     if page.total is not None and page.total > rows:
         words[0] = f"{rows} of about {page.total} rows"
         words.append(f"about {(page.total - rows) / max(rate, 0.001):.0f} s left")
-    if page.safe_until:
-        words.append(f"read through {__format_time(page.safe_until)}")
-    __log_now_and_then(client, f"{table.name}: {', '.join(words)}.")
+    if page.cursor_after:
+        words.append(f"read through {__format_time(page.cursor_after)}")
+    __log_throttled(client, f"{table.name}: {', '.join(words)}.")
 
 
 # --------------------------------------------------------------------------------------------
 # Rows
 #
-# Turns a table's pages of records into pages of rows, and decides between search and list. The
-# next page is read while a page is delivered.
+# Reads a table's pages from search or from its list, and maps their records to rows. While one
+# page is delivered, the next one is read.
 # --------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Page:
-    """A page on its way from Kustomer's response to the destination.
+    """A page of records, from Kustomer's response to the destination.
 
-    `records` are as Kustomer sent them. `more` is whether the links say that more pages follow, or
-    None if there are no links. `total` is Kustomer's count of all records. `times` are the
-    timestamps of the records of a search.
+    `records` are as Kustomer sent them. `more` is whether the response links to a next page, or
+    None if it has no links. `total` is Kustomer's count of all matching records. `times` has the
+    updatedAt of each record that a search returned.
 
-    The other fields are filled in later. `ended`: this is the last page of its list. `safe_until`:
-    once this page is delivered, all changes before this time have been delivered. `search_again`:
-    this page is from a list, and the next sync has to search from `safe_until`. `deleted` has the
+    The other fields are filled in on the way. `ended`: this is the last page of its list.
+    `cursor_after`: the table's cursor once this page is delivered; all changes before this time
+    have then been delivered. `resume_search`: a search failed and the list is read instead, so the
+    next sync has to search from `cursor_after`. `rows` are the mapped records. `deleted` has the
     ids of deleted records, `skipped` counts records without an id, and `unreadable` counts values
     that could not be converted.
     """
@@ -1347,21 +1372,21 @@ class Page:
     total: int | None = None
     times: list[datetime] = field(default_factory=list)
     ended: bool = False
-    safe_until: datetime | None = None
-    search_again: bool = False
+    cursor_after: datetime | None = None
+    resume_search: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
     deleted: set[str] = field(default_factory=set)
     skipped: int = 0
     unreadable: int = 0
 
-    def safe(self, until: datetime) -> "Page":
-        """Return this page with its `safe_until`."""
-        self.safe_until = until
+    def with_cursor(self, until: datetime) -> "Page":
+        """Set `cursor_after` and return this page."""
+        self.cursor_after = until
         return self
 
 
 class Rows:
-    """The rows of a table: iterate over them, or over `pages`, but not both."""
+    """An iterator over the rows of a table. Iterate over it or over its `pages`, not over both."""
 
     def __init__(self, pages):
         self.pages = pages
@@ -1385,28 +1410,32 @@ def __rows(
     configuration: dict | None,
     client: "Client | None",
 ) -> Rows:
-    """Return the rows of a table. Warnings are shown from the caller's thread."""
+    """Return the rows of a table. Warnings are shown in the caller's thread."""
 
     def pages() -> Iterator[Page]:
         with contextlib.ExitStack() as stack:
             settings = {**(configuration or {}), "api_key": api_key}
-            reader = client or stack.enter_context(open_client(validate_configuration(settings)))
-            stack.callback(__show_warnings, reader)
-            window = get_time_range(last_sync_time, configuration, now=__now(reader))
-            found = __table_pages(reader, table, *map(__parse_time, window.values()))
+            active_client = client or stack.enter_context(
+                open_client(validate_configuration(settings))
+            )
+            stack.callback(__show_warnings, active_client)
+            time_range = get_time_range(last_sync_time, configuration, now=__now(active_client))
+            table_pages = __table_pages(
+                active_client, table, *map(__parse_time, time_range.values())
+            )
             if table.mirrored:
-                # All pages are read before the first row is delivered, so that a table is never
-                # truncated if reading it fails.
-                found = iter(list(found))
-            for page in __read_ahead(reader, map(partial(__make_rows, table), found)):
-                __show_warnings(reader)
+                # Read all pages before the first row is delivered, so that the table is not
+                # truncated if a request fails.
+                table_pages = iter(list(table_pages))
+            for page in __read_ahead(active_client, map(partial(__make_rows, table), table_pages)):
+                __show_warnings(active_client)
                 yield page
 
     return Rows(pages())
 
 
 def __make_rows(table: Table, page: Page) -> Page:
-    """Return the page with its rows, deletions and counts filled in."""
+    """Map the records of a page to its `rows`, and note which of them are deleted."""
     for record in page.records:
         row = __map_record(table, record if isinstance(record, dict) else {})
         if row["id"] is None:
@@ -1417,20 +1446,20 @@ def __make_rows(table: Table, page: Page) -> Page:
         for column, source in table.typed:
             if row[column] is None:
                 page.unreadable += __text(attributes.get(source)) is not None
-        # A record may appear twice; the later version says whether it is deleted.
+        # If a record appears twice, its last version decides whether it is deleted.
         page.deleted.discard(row["id"])
-        if not table.deactivates and __flag(attributes.get("deleted")):
+        if not table.lists_deactivated and __boolean(attributes.get("deleted")):
             page.deleted.add(row["id"])
     return page
 
 
 def __read_ahead(client: "Client", pages: Iterator[Page]) -> Iterator[Page]:
-    """Yield the pages. While a page is processed, a thread reads the next one."""
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        ahead = reader.submit(next, pages, None)
+    """Yield the pages. While the caller processes one page, a thread reads the next one."""
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        next_page = executor.submit(next, pages, None)
         try:
-            while (page := ahead.result()) is not None:
-                ahead = reader.submit(next, pages, None)
+            while (page := next_page.result()) is not None:
+                next_page = executor.submit(next, pages, None)
                 yield page
         except (GeneratorExit, KeyboardInterrupt):
             client.closed.set()
@@ -1440,70 +1469,72 @@ def __read_ahead(client: "Client", pages: Iterator[Page]) -> Iterator[Page]:
 def __table_pages(
     client: "Client", table: Table, start: datetime, end: datetime
 ) -> Iterator[Page]:
-    """Yield a table's pages from search if possible, else from its list."""
+    """Yield a table's pages, from search if possible and otherwise from its list."""
     incremental = client.settings.enable_incremental_sync and not table.mirrored
-    listed, trouble, reached = __list_pages(client, table), None, start
-    searched = bool(table.search) and incremental
-    if searched and not table.search_is_documented:
-        first = next(listed)
-        searched = not first.ended and __search_knows(client, table, first, start, end)
-        # The first page has been read already.
-        listed = itertools.chain([first], listed)
-    if searched:
+    list_pages, search_error, cursor = __list_pages(client, table), None, start
+    use_search = bool(table.search) and incremental
+    if use_search and not table.search_is_documented:
+        first = next(list_pages)
+        use_search = not first.ended and __search_covers(client, table, first, start, end)
+        # Do not request the first page again.
+        list_pages = itertools.chain([first], list_pages)
+    if use_search:
         try:
             for page in __search_pages(client, table, start, end):
-                reached = page.safe_until
+                cursor = page.cursor_after
                 yield page
             return
         except SearchUnusableError as error:
-            trouble = error
-    for page in listed:
-        if trouble:
-            # Warn only after the first page: search also refuses a key that lacks the table's own
-            # role, and then the error from the list names the missing role.
-            client.warnings.append(__search_warning(table, trouble))
-            page.search_again = not isinstance(trouble, SearchRefusedError)
-            page.safe_until = reached if page.search_again else None
-            trouble = None
+            search_error = error
+    for page in list_pages:
+        if search_error:
+            # Warn only after the first page of the list. Search also refuses a key that lacks the
+            # table's own role, and in that case the list raises an error that names this role.
+            client.warnings.append(__search_warning(table, search_error))
+            page.resume_search = not isinstance(search_error, SearchRefusedError)
+            page.cursor_after = cursor if page.resume_search else None
+            search_error = None
         if incremental:
             page.records = [record for record in page.records if __changed_since(record, start)]
         yield page
 
 
-def __search_knows(
+def __search_covers(
     client: "Client", table: Table, page: Page, start: datetime, end: datetime
 ) -> bool:
-    """Return whether search finds the most recently updated record of a page by its updatedAt."""
+    """Return whether search supports a table: searching for the updatedAt of the most recently
+    updated record on a page must find that record."""
     times = {__record_id(record): __updated_at(record) for record in page.records}
-    known = {record_id: at for record_id, at in times.items() if record_id and at}
-    if not known or start < end - __SEARCH_HORIZON:
+    updated = {record_id: at for record_id, at in times.items() if record_id and at}
+    if not updated or start < end - __SEARCH_HORIZON:
         return False
-    newest = max(known, key=lambda record_id: known[record_id])
-    moment = __whole_milliseconds(known[newest])
-    search = Search(client, table, end, settled=end - __OVERLAP)
+    newest = max(updated, key=lambda record_id: updated[record_id])
+    timestamp = __whole_milliseconds(updated[newest])
+    search = Search(client, table, end, indexed_until=end - __OVERLAP)
     try:
-        found = __search(search, Slice(moment, __later(moment, __MILLISECOND)))
+        page_found = __search(search, Slice(timestamp, __later(timestamp, __MILLISECOND)))
     except SearchUnusableError:
         return False
-    return newest in map(__record_id, found.records)
+    return newest in map(__record_id, page_found.records)
 
 
-def __search_warning(table: Table, trouble: SearchUnusableError) -> str:
-    if isinstance(trouble, SearchRefusedError):
+def __search_warning(table: Table, error: SearchUnusableError) -> str:
+    if isinstance(error, SearchRefusedError):
         consequence = (
             f"Until this is fixed, every sync reads the whole list of {table.name}, which takes "
-            "more requests and may not show deletions."
+            "more requests and can miss deletions."
         )
     else:
         consequence = (
-            f"This sync reads the whole list of {table.name} instead, which may not show "
-            "deletions; the next sync resumes the search where it stopped."
+            f"This sync reads the whole list of {table.name} instead, which can miss deletions. The "
+            "next sync resumes the search where it stopped."
         )
-    return f"{table.name}: {str(trouble).rstrip('.')}. {consequence}"
+    return f"{table.name}: {str(error).rstrip('.')}. {consequence}"
 
 
 def __changed_since(record, start: datetime) -> bool:
-    """Return whether a record was updated at or after `start`, or has no readable updatedAt."""
+    """Return whether a record was updated at or after `start`. A record without a valid updatedAt
+    may have been, so it counts."""
     updated = __updated_at(record)
     return updated is None or updated >= start
 
@@ -1513,13 +1544,13 @@ def __new_records(page: Page, seen: set) -> list:
 
 
 def __page(path: str, payload: dict) -> Page:
-    """Return the page of a response, or raise KustomerError if it has none.
+    """Return the page in a parsed response. Raises KustomerError if there is none.
 
     Source: https://developer.kustomer.com/docs/concepts/pagination.
     """
     records, meta, links = (payload.get(name) for name in ("data", "meta", "links"))
     if not isinstance(records, list):
-        raise KustomerError(f"{path} answered without a list of records in 'data'.")
+        raise KustomerError(f"{path} returned no list of records in 'data'.")
     total = meta.get("total") if isinstance(meta, dict) else None
     return Page(
         records,
@@ -1535,48 +1566,51 @@ def __versions(page: Page) -> set:
 # --------------------------------------------------------------------------------------------
 # Search
 #
-# Finds every record that changed since a given time, including deleted ones, whether or not search
-# sorts, and even if records change meanwhile. Raises SearchUnusableError if search turns out to be
-# unreliable; the pages yielded before that, and their `safe_until`, are still correct.
+# Finds every record that changed since a given time, including deleted records, even if search does
+# not sort or records change meanwhile. Raises SearchUnusableError if search is unreliable. The
+# pages that were yielded before the error, and their `cursor_after`, are still correct.
 # Source: https://developer.kustomer.com/api/core-resources/create-customer-search.
 # --------------------------------------------------------------------------------------------
 
 __SEARCH_PATH = "/v1/customers/search"
 __SEARCH_ROLE = "org.permission.search.create (legacy org.user.search.read)"
 __SEARCH_REFUSALS = frozenset({400, 401, 403, 404, 405, 422})
-# https://developer.kustomer.com/docs/concepts/search, read 2026-11-23: at most 500 records a page
-# and 100 pages a query, and only records updated in the last two years.
+# At most 500 records per page and 100 pages per query, and only records updated in the last two
+# years: https://developer.kustomer.com/docs/concepts/search, read 2026-11-23.
 __SEARCH_PAGE_MAX_RECORDS = 500
 __SEARCH_MAX_PAGES = 100
 __SEARCH_HORIZON = timedelta(days=2 * 365)
-# Some clients have seen counts end here. A count this high may stand for more records.
+# Not documented, but observed by other clients: counts stop here even if more records match.
 __SEARCH_MAX_COUNT = 10_000
-# Slices are cut to fill this share of a page, because records are not spread evenly.
-__SLICE_SHARE_OF_PAGE = 0.6
+# Slices are sized to fill this fraction of a page, because records are not spread evenly over time.
+__SLICE_PAGE_FILL = 0.6
 __SLICE_MAX_PARTS = 100
-# If a page covers less than this fraction of its slice, the slice is cut around the page.
-__SLICE_CROWDED = 100
-# Stop after this many consecutive searches without a new record.
+# If a slice is more than this many times longer than the time its page covers, it is split around
+# that time instead of evenly.
+__SLICE_DENSE_RATIO = 100
+# Give up after this many consecutive searches without a new record.
 __SEARCH_MAX_EMPTY = 500
-# How many searches run at the same time, and how many pages may wait for earlier pages.
-__SEARCH_READERS = 4
+# How many searches run at the same time, and how many pages may wait until earlier ones arrive.
+__SEARCH_THREADS = 4
 __SEARCH_MAX_PAGES_HELD = 12
-# If a sorted slice has more than this many pages, the rest of it is divided into slices of a few
-# pages each. Searches that find less than a full page are limited to a fixed number plus a share
-# of the others.
-__SHARED_FROM_PAGES = 10
-__SHARED_PAGES_OF_SLICE = 2.5
-__SHARED_SPARE_SEARCHES = 7
-__SHARED_SPARE_SHARE = 0.25
+# If a sorted slice has more than `__PARALLEL_MIN_PAGES` pages, what follows its first page is split
+# into slices of about `__PARALLEL_PAGES_PER_SLICE` pages, which are read in parallel. Some of them
+# may turn out to be almost empty. Searches beyond one per full page of records are limited to a
+# base number plus a fraction of the full pages.
+__PARALLEL_MIN_PAGES = 10
+__PARALLEL_PAGES_PER_SLICE = 2.5
+__EXTRA_SEARCHES_BASE = 7
+__EXTRA_SEARCHES_FRACTION = 0.25
 __MILLISECOND = timedelta(milliseconds=1)
 __DAY = timedelta(days=1)
 
 
 class Slice(NamedTuple):
-    """The changes from `low` up to but excluding `high`; None means that there is no upper bound.
+    """A time range to search: from `low` up to but excluding `high`, or without an upper bound if
+    `high` is None.
 
-    If more records share one timestamp than a page holds, they are read page by page: `number` is
-    the next page, and `first_page` has the record versions on page 1.
+    If more records share one updatedAt than fit on a page (a tie), they are read by page number:
+    `number` is the page to read next, and `first_page` has the record versions on page 1.
     """
 
     low: datetime
@@ -1587,107 +1621,118 @@ class Slice(NamedTuple):
 
 @dataclass
 class Search:
-    """The search for one table's changes.
+    """The state of the search for one table's changes.
 
-    `sorts` is whether search sorts, None until that is known. `total` is Kustomer's first count of
-    records. `searches` counts requests, `records` counts the records on pages that were used, and
-    `without_news` counts the searches since the last one that found a new record.
+    `sorts` is whether search sorts its results, or None until that is known. `total` is Kustomer's
+    count of records in the first response. `searches` counts requests, `records` counts the
+    records on pages that were used, and `empty_searches` counts the consecutive searches without a
+    new record.
 
-    Before `settled`, the search index is up to date. A later record may show a later timestamp
-    than the one by which it was found.
+    The search index is up to date for changes before `indexed_until`. A record with a later change
+    may have been found by its previous updatedAt, and show a newer one.
     """
 
     client: "Client"
     table: Table
     end: datetime
-    settled: datetime
+    indexed_until: datetime
     sorts: bool | None = None
     total: int | None = None
     searches: int = 0
     records: int = 0
-    without_news: int = 0
+    empty_searches: int = 0
 
 
 def __search_pages(
     client: "Client", table: Table, start: datetime, end: datetime
 ) -> Iterator[Page]:
-    """Yield pages of all records that changed since `start`, in the order of their slices.
+    """Yield pages of all records that changed since `start`, slice by slice in the order of time.
 
-    There is no upper bound, so records with a timestamp in the future are included.
+    There is no upper bound, so that records with a timestamp in the future are included.
     """
     if start < end - __SEARCH_HORIZON:
         raise SearchRefusedError("search covers only records updated in the last two years")
-    search = Search(client, table, end, settled=end - __OVERLAP)
+    search = Search(client, table, end, indexed_until=end - __OVERLAP)
     delivered: dict[tuple, datetime] = {}
-    for page in __slices_in_order(search, Slice(__whole_milliseconds(start))):
+    for page in __pages_in_order(search, Slice(__whole_milliseconds(start))):
         versions = list(map(__version, page.records))
         pairs = zip(page.records, versions)
         page.records = [record for record, version in pairs if version not in delivered]
-        # Only records from `safe_until` on can appear again.
+        # A record version before `cursor_after` cannot appear again.
         delivered.update(zip(versions, page.times))
-        delivered = {version: at for version, at in delivered.items() if at >= page.safe_until}
-        search.without_news = 0 if page.records else search.without_news
-        page.safe_until, page.total = min(page.safe_until, end), search.total
+        delivered = {version: at for version, at in delivered.items() if at >= page.cursor_after}
+        search.empty_searches = 0 if page.records else search.empty_searches
+        page.cursor_after, page.total = min(page.cursor_after, end), search.total
         yield page
 
 
-def __slices_in_order(search: Search, first: Slice) -> Iterator[Page]:
-    """Yield the pages of a slice in the order of their times, reading several at the same time.
+def __pages_in_order(search: Search, first: Slice) -> Iterator[Page]:
+    """Yield the pages of a slice in the order of time, while several are read in parallel.
 
-    The line holds slices still to read, readings under way (futures) and pages, ordered by time. A
-    finished reading is replaced by its page and by the slices that are left of its slice.
+    The queue is ordered by time. It has slices still to read, searches that are running (futures)
+    and pages to yield. A finished search is replaced by its page, if there is one, and by the
+    slices that are left to read.
     """
-    line: list[Slice | Future | Page] = [first]
-    with __readers(search.client) as readers:
-        while line:
-            __start_readings(search, readers, line)
-            if isinstance(line[0], Page):
-                # One page at a time, so that the readers are kept busy while it is delivered.
-                yield line.pop(0)
+    queue: list[Slice | Future | Page] = [first]
+    with __search_threads(search.client) as threads:
+        while queue:
+            __start_searches(search, threads, queue)
+            if isinstance(queue[0], Page):
+                # Yield one page at a time, so that new searches start between two pages.
+                yield queue.pop(0)
             else:
-                wait(filter(__is_under_way, line), return_when=FIRST_COMPLETED)
-            line = [found for entry in line for found in __found(search, entry, line[0])]
+                wait(filter(__is_running, queue), return_when=FIRST_COMPLETED)
+            queue = [
+                replacement
+                for entry in queue
+                for replacement in __replacements(search, entry, queue[0])
+            ]
 
 
 @contextlib.contextmanager
-def __readers(client: "Client") -> Iterator[ThreadPoolExecutor]:
-    """Yield the threads that search. At the end, those still at work give up."""
-    readers = ThreadPoolExecutor(max_workers=__SEARCH_READERS)
+def __search_threads(client: "Client") -> Iterator[ThreadPoolExecutor]:
+    """Yield the thread pool for searches. At the end, running searches are abandoned."""
+    threads = ThreadPoolExecutor(max_workers=__SEARCH_THREADS)
     try:
-        yield readers
+        yield threads
     finally:
         was_closed = client.closed.is_set()
         client.closed.set()
-        readers.shutdown(cancel_futures=True)
+        threads.shutdown(cancel_futures=True)
         if not was_closed:
             client.closed.clear()
 
 
-def __is_under_way(entry: Slice | Future | Page) -> bool:
+def __is_running(entry: Slice | Future | Page) -> bool:
     return isinstance(entry, Future) and not entry.done()
 
 
-def __start_readings(
-    search: Search, readers: ThreadPoolExecutor, line: list[Slice | Future | Page]
+def __start_searches(
+    search: Search, threads: ThreadPoolExecutor, queue: list[Slice | Future | Page]
 ) -> None:
-    """Start reading the first slices of the line, as far as there are idle readers and room."""
-    idle = __SEARCH_READERS - sum(map(__is_under_way, line))
-    room = __SEARCH_MAX_PAGES_HELD - sum(not isinstance(entry, Slice) for entry in line)
-    for place, entry in enumerate(line):
+    """Start searches for the first slices in the queue, as long as there are idle threads and room
+    for pages."""
+    idle = __SEARCH_THREADS - sum(map(__is_running, queue))
+    room = __SEARCH_MAX_PAGES_HELD - sum(not isinstance(entry, Slice) for entry in queue)
+    for position, entry in enumerate(queue):
         failed = isinstance(entry, Future) and entry.done()
-        if failed or not idle or (place and not room):
+        if failed or not idle or (position and not room):
             return
-        # Records that change meanwhile move into the unbounded slice, so that one is read last.
-        if isinstance(entry, Slice) and (entry.high or not place):
-            line[place] = readers.submit(__read_slice, search, entry)
+        # The slice without an upper bound is read last, because records that change meanwhile move
+        # there.
+        if isinstance(entry, Slice) and (entry.high or not position):
+            queue[position] = threads.submit(__read_slice, search, entry)
             idle, room = idle - 1, room - 1
 
 
-def __found(
+def __replacements(
     search: Search, entry: Slice | Future | Page, first: Slice | Future | Page
 ) -> list[Slice | Future | Page]:
-    """Return what replaces an entry of the line. A failed reading stays in the line until it is
-    first, because the pages before it are correct and must be delivered."""
+    """Return what replaces an entry of the queue.
+
+    A failed search raises its error only once it is the first entry, because the pages before it
+    are correct and have to be delivered.
+    """
     if (
         not isinstance(entry, Future)
         or not entry.done()
@@ -1695,139 +1740,142 @@ def __found(
     ):
         return [entry]
     pages, slices = entry.result()
-    search.without_news += 1
-    if search.without_news > __SEARCH_MAX_EMPTY:
-        raise SearchUnusableError(f"{search.without_news} searches in a row returned nothing new")
+    search.empty_searches += 1
+    if search.empty_searches > __SEARCH_MAX_EMPTY:
+        raise SearchUnusableError(
+            f"{search.empty_searches} searches in a row returned no new record"
+        )
     return [*pages, *slices]
 
 
 def __read_slice(search: Search, part: Slice) -> tuple[list[Page], list[Slice]]:
-    """Read one page and return at most one page to deliver, and the slices that are left to read.
+    """Search a slice. Return the pages to deliver (at most one) and the slices left to read.
 
-    A slice that fits on one page is complete. Of a larger slice, only records that are certain to
-    be complete are delivered, and the rest is divided into slices again. Records that change
-    meanwhile move to later slices, so none is missed.
+    A slice that fits on one page is complete. The page of a larger slice is delivered only if
+    search sorts, because otherwise later pages may have earlier records. The rest is split into
+    new slices, or read by page number if it is a tie. A record that changes meanwhile moves to a
+    later slice, so it is not missed.
     """
     page = __search(search, part, part.number)
     if part.first_page:
-        pages, slices = __moment_page(part, page)
+        pages, slices = __tied_page(part, page)
     elif not __more_match(search, part, page):
-        pages, slices = [page.safe(part.high or search.end)], []
+        pages, slices = [page.with_cursor(part.high or search.end)], []
     elif part.high and part.high - part.low <= __MILLISECOND:
-        pages, slices = [], [__last_page_of_moment(part, page)]
+        pages, slices = [], [__last_tied_page(part, page)]
     elif __sorts(search, part, page):
-        pages, slices = __walk(search, part, page)
+        pages, slices = __split_sorted(search, part, page)
     else:
-        pages, slices = [], __cut(search, part, page)
+        pages, slices = [], __split_unsorted(search, part, page)
     with search.client.lock:
         search.records += sum(len(page.records) for page in pages)
     return pages, slices
 
 
-def __walk(search: Search, part: Slice, page: Page) -> tuple[list[Page], list[Slice]]:
-    """Return the first page of a sorted slice, and the slices that follow it."""
+def __split_sorted(search: Search, part: Slice, page: Page) -> tuple[list[Page], list[Slice]]:
+    """Return the first page of a sorted slice, and the slices for the rest of it."""
     low, high = part.low, part.high
-    settled = [at for at in page.times if at < search.settled]
+    indexed = [at for at in page.times if at < search.indexed_until]
     recent = []
-    if low < search.settled and len(settled) < len(page.times):
-        # Some records were updated just now and may have been found by an earlier timestamp, so
-        # recent changes are read separately.
-        if high is None or high > search.settled:
-            recent = [Slice(search.settled, high)]
-            high = search.settled
-            if not settled:
+    if low < search.indexed_until and len(indexed) < len(page.times):
+        # Records that were updated just now may have been found by their previous updatedAt, so
+        # the order of recent changes is unknown. They get a slice of their own.
+        if high is None or high > search.indexed_until:
+            recent = [Slice(search.indexed_until, high)]
+            high = search.indexed_until
+            if not indexed:
                 return [], [Slice(low, high), *recent]
-        elif not settled:
-            return [], __cut(search, part, page)
-    times = settled or page.times
-    # Not the last record: its position in the index may be older than the timestamp it shows.
+        elif not indexed:
+            return [], __split_unsorted(search, part, page)
+    times = indexed or page.times
+    # Resume before the last record, which may show a newer updatedAt than it was sorted by.
     resume = times[-2] if len(times) > 1 else times[-1]
     if resume > times[0]:
-        rest = __shared_out(search, Slice(resume, high), page, resume - times[0])
+        rest = __parallel_slices(search, Slice(resume, high), page, resume - times[0])
     else:
         after = __later(resume, __MILLISECOND)
         rest = [Slice(resume, after)]
         if high is None or high > after:
             rest.append(Slice(after, high))
-    return [page.safe(resume)], rest + recent
+    return [page.with_cursor(resume)], rest + recent
 
 
-def __shared_out(search: Search, rest: Slice, page: Page, span: timedelta) -> list[Slice]:
-    """Return the rest of a sorted slice, divided into slices that can be read at the same time if
-    it is long enough.
+def __parallel_slices(search: Search, rest: Slice, page: Page, span: timedelta) -> list[Slice]:
+    """Return the rest of a sorted slice. If it has many pages, it is split into slices of equal
+    length that can be read in parallel.
 
-    `span` is the time that the first page covers. All slices have the same length. It is chosen so
-    that each slice has a few pages, judged by the total count; or, where the first page is denser
-    than that, judged by the page. In the second case some slices may turn out to be empty, which
-    limits their number.
+    `span` is the time that the first page covers. The length is the smaller of two: the one that
+    gives each slice a few pages if the records are spread evenly, and the one that gives it a few
+    pages if they are half as dense as on the first page. In the second case some slices may be
+    almost empty, so their number is limited.
     """
-    size, last = len(page.records), rest.high or search.settled
-    if page.total is None or page.total <= __SHARED_FROM_PAGES * size or last <= rest.low:
+    size, end = len(page.records), rest.high or search.indexed_until
+    if page.total is None or page.total <= __PARALLEL_MIN_PAGES * size or end <= rest.low:
         return [rest]
-    pages = (page.total - size) / size / __SHARED_PAGES_OF_SLICE
-    crowded = 2 * span * __SHARED_PAGES_OF_SLICE
-    length = max(min((last - rest.low) / pages, crowded), __MILLISECOND)
-    slices = min(math.ceil((last - rest.low) / length), __SLICE_MAX_PARTS)
+    pages = (page.total - size) / size / __PARALLEL_PAGES_PER_SLICE
+    length_by_density = 2 * span * __PARALLEL_PAGES_PER_SLICE
+    length = max(min((end - rest.low) / pages, length_by_density), __MILLISECOND)
+    slices = min(math.ceil((end - rest.low) / length), __SLICE_MAX_PARTS)
     useful = search.records / size
-    in_vain = search.searches - useful
-    spare = int(__SHARED_SPARE_SEARCHES + __SHARED_SPARE_SHARE * useful - in_vain)
-    if length == crowded or spare < 2:
-        slices = min(slices, spare)
-    edges = [__whole_milliseconds(rest.low + place * length) for place in range(slices)]
-    edges = [rest.low, *edges[1:], last if rest.high is None else rest.high]
+    wasted = search.searches - useful
+    extra = int(__EXTRA_SEARCHES_BASE + __EXTRA_SEARCHES_FRACTION * useful - wasted)
+    if length == length_by_density or extra < 2:
+        slices = min(slices, extra)
+    edges = [__whole_milliseconds(rest.low + position * length) for position in range(slices)]
+    edges = [rest.low, *edges[1:], end if rest.high is None else rest.high]
     if rest.high is None:
         edges.append(None)
     return [Slice(*pair) for pair in zip(edges, edges[1:])] if slices > 1 else [rest]
 
 
-def __later(moment: datetime, span: timedelta) -> datetime:
+def __later(timestamp: datetime, span: timedelta) -> datetime:
     try:
-        return moment + span
+        return timestamp + span
     except OverflowError:
         raise SearchUnusableError("search returned too many records of the year 9999") from None
 
 
-def __last_page_of_moment(moment: Slice, first: Page) -> Slice:
-    """Return the last page of the records that share one updatedAt and do not fit on one page.
+def __last_tied_page(part: Slice, first: Page) -> Slice:
+    """Return the slice that reads the last page of a tie.
 
     Updating a record moves it to a later timestamp, so a past timestamp only ever loses records,
-    and the records after a lost one move towards the first page. Reading from the last page to the
-    first, they move onto pages that have not been read yet.
+    and the records after a lost one move towards the first page. The pages are read from the last
+    to the first, so these records move to pages that have not been read yet.
     """
-    count = first.total
-    if count is None or count >= __SEARCH_MAX_COUNT:
+    total = first.total
+    if total is None or total >= __SEARCH_MAX_COUNT:
         raise SearchUnusableError(
             f"{__SEARCH_MAX_COUNT} or more records share one updatedAt"
-            if count
-            else "search does not count records that share one updatedAt"
+            if total
+            else "search does not count the records that share one updatedAt"
         )
-    last = math.ceil(count / len(first.records))
+    last = math.ceil(total / len(first.records))
     if last > __SEARCH_MAX_PAGES:
         raise SearchUnusableError(
             f"more than {__SEARCH_MAX_PAGES} pages of records share one updatedAt"
         )
-    return moment._replace(number=last, first_page=frozenset(__versions(first)))
+    return part._replace(number=last, first_page=frozenset(__versions(first)))
 
 
-def __moment_page(moment: Slice, page: Page) -> tuple[list[Page], list[Slice]]:
-    """Return a page of records that share one updatedAt, and the preceding page to read next."""
-    if moment.number == 1:
-        return [page.safe(moment.high)], []
-    if not moment.first_page.isdisjoint(__versions(page)):
+def __tied_page(part: Slice, page: Page) -> tuple[list[Page], list[Slice]]:
+    """Return a page of a tie, and the slice that reads the page before it."""
+    if part.number == 1:
+        return [page.with_cursor(part.high)], []
+    if not part.first_page.isdisjoint(__versions(page)):
         raise SearchUnusableError("search returned the same record on two pages")
-    return [page.safe(moment.low)], [moment._replace(number=moment.number - 1)]
+    return [page.with_cursor(part.low)], [part._replace(number=part.number - 1)]
 
 
-def __cut(search: Search, part: Slice, page: Page) -> list[Slice]:
-    """Return the slices that an unsorted slice is cut into. Its page is not used, because later
-    pages may hold earlier records."""
+def __split_unsorted(search: Search, part: Slice, page: Page) -> list[Slice]:
+    """Return the slices that an unsorted slice is split into. Its page is not delivered, because
+    earlier records may be on later pages."""
     low, high = part.low, part.high
     if page.total is None:
-        raise SearchUnusableError("search neither sorts nor counts what it finds")
+        raise SearchUnusableError("search neither sorts nor counts its results")
     first, last = min(page.times), max(page.times)
-    inside = high is None or last < high
-    if inside and (last - first) * __SLICE_CROWDED < (high or search.end) - low:
-        # The whole page is within a small part of the slice, so the other records may be, too.
+    within = high is None or last < high
+    if within and (last - first) * __SLICE_DENSE_RATIO < (high or search.end) - low:
+        # The page covers a small part of the slice, so most records are probably there.
         edges = [low, first, __later(last, __MILLISECOND), high]
     else:
         edges = __equal_parts(search, part, page)
@@ -1836,23 +1884,24 @@ def __cut(search: Search, part: Slice, page: Page) -> list[Slice]:
 
 
 def __equal_parts(search: Search, part: Slice, page: Page) -> list[datetime | None]:
-    """Return the edges of equal parts of an unsorted slice, as many as its count calls for."""
+    """Return the boundaries that split an unsorted slice into equal parts of less than a page each,
+    according to its total count."""
     low, high = part.low, part.high
     if high is None:
-        # For timestamps in the future, look ever further ahead.
-        known = [at for at in (search.settled, search.end) if at > low]
-        high = known[0] if known else __later(low, max(__DAY, low - search.end))
-    wanted = math.ceil(page.total / (__SLICE_SHARE_OF_PAGE * len(page.records)))
+        # For timestamps in the future, look further ahead each time.
+        later = [at for at in (search.indexed_until, search.end) if at > low]
+        high = later[0] if later else __later(low, max(__DAY, low - search.end))
+    wanted = math.ceil(page.total / (__SLICE_PAGE_FILL * len(page.records)))
     parts = min(max(wanted, 2), __SLICE_MAX_PARTS)
     step = max((high - low) // __MILLISECOND // parts, 1) * __MILLISECOND
-    edges = [low + place * step for place in range(parts) if low + place * step < high]
+    edges = [low + position * step for position in range(parts) if low + position * step < high]
     return [*edges, high] if part.high else [*edges, high, None]
 
 
 def __more_match(search: Search, part: Slice, page: Page) -> bool:
-    """Return whether more records match than are on a slice's first page.
+    """Return whether a slice has more records than its first page.
 
-    If the count contradicts the links, or both are missing, the second page decides.
+    If the count and the links contradict each other, or both are missing, the second page decides.
     """
     counted_all = page.total is not None and page.total <= len(page.records)
     if page.more or counted_all or (page.more is False and page.total is None):
@@ -1861,23 +1910,23 @@ def __more_match(search: Search, part: Slice, page: Page) -> bool:
         second = __search(search, part, 2)
         more = bool(__versions(second) - (__versions(page) if page.total is None else set()))
     if more and not page.records:
-        raise SearchUnusableError("search returned an empty page and said that more records match")
+        raise SearchUnusableError("search returned an empty page although more records match")
     return more
 
 
 def __sorts(search: Search, part: Slice, page: Page) -> bool:
-    """Return whether a slice's first page is sorted.
+    """Return whether the first page of a slice is sorted.
 
-    Kustomer documents sorting for customers only, and an index in insertion order may return pages
-    that ascend by chance. So search has to prove once that it sorts: the same query in descending
-    order must begin with a different record, later than all records of the ascending page.
+    Kustomer documents sorting for customers only, and a page in insertion order may happen to be
+    sorted. Search therefore has to prove once that it sorts: the same query in descending order
+    must begin with another record, updated later than all records on this page.
     """
     if search.sorts is None:
-        search.sorts = __ascends(page.times) and __begins_later(search, part, page)
-    return search.sorts and __ascends([at for at in page.times if at < search.settled])
+        search.sorts = __ascends(page.times) and __descending_starts_later(search, part, page)
+    return search.sorts and __ascends([at for at in page.times if at < search.indexed_until])
 
 
-def __begins_later(search: Search, part: Slice, page: Page) -> bool:
+def __descending_starts_later(search: Search, part: Slice, page: Page) -> bool:
     last = __search(search, part, order="desc")
     return (
         search.sorts is not False
@@ -1893,9 +1942,10 @@ def __ascends(times: list) -> bool:
 
 
 def __search(search: Search, part: Slice, number: int = 1, order: str = "asc") -> Page:
-    """Request one page of a slice, and fill in the times of its records.
+    """Request one page of a slice, and set its `times`.
 
-    Raises SearchUnusableError if search refuses, fails, or returns records outside the slice.
+    Raises SearchUnusableError if Kustomer refuses the search, if it fails, or if it returns records
+    outside the slice.
     """
     attribute = f"{search.table.search}_updated_at"
     bounds = {"gte": part.low, "lt": part.high}
@@ -1931,14 +1981,14 @@ def __search(search: Search, part: Slice, number: int = 1, order: str = "asc") -
         raise
     except KustomerError as error:
         raise SearchUnusableError(str(error)) from None
-    page.times = __times_inside(search, part, page.records)
+    page.times = __update_times(search, part, page.records)
     if search.total is None:
         search.total = page.total
     return page
 
 
 def __purpose(search: Search, part: Slice, number: int, order: str) -> str:
-    """Return the description of a search for the log."""
+    """Return a description of a search for the log."""
     words = [f"{search.table.name}: search from {__format_time(part.low)}"]
     if part.high:
         words.append(f"to {__format_time(part.high)}")
@@ -1949,20 +1999,21 @@ def __purpose(search: Search, part: Slice, number: int, order: str) -> str:
     return " ".join(words)
 
 
-def __times_inside(search: Search, part: Slice, records: list) -> list[datetime]:
-    """Return when each record was updated, to the millisecond. Raise SearchUnusableError if a
-    record has no readable updatedAt or does not belong in the slice.
+def __update_times(search: Search, part: Slice, records: list) -> list[datetime]:
+    """Return the updatedAt of each record, in whole milliseconds.
 
-    A record that was updated just now may have been found by its previous timestamp.
+    Raises SearchUnusableError if a record has no valid updatedAt or does not belong in the slice.
+    A record may only be later than the slice if it was updated so recently that the index may still
+    have its previous updatedAt.
     """
     times = list(map(__updated_at, records))
     if None in times:
-        raise SearchUnusableError("search returned a record without a readable updatedAt")
+        raise SearchUnusableError("search returned a record without a valid updatedAt")
     times = [at if at.microsecond % 1000 == 0 else __whole_milliseconds(at) for at in times]
     low, high = part.low, part.high
-    late = [at for at in times if high <= at < search.settled] if high else []
+    late = [at for at in times if high <= at < search.indexed_until] if high else []
     if late or times and min(times) < low:
-        raise SearchUnusableError("search returned records outside the requested times")
+        raise SearchUnusableError("search returned records outside the requested time range")
     return times
 
 
@@ -1978,52 +2029,57 @@ def __search_refusal(error: RefusedError) -> SearchRefusedError:
 # --------------------------------------------------------------------------------------------
 # Lists
 #
-# Reads a whole list page by page, even if records leave the list while it is read and however the
-# server treats page sizes. Warns if records may be missing.
+# Reads a whole list, even if records leave it meanwhile or the server ignores the page size. Warns
+# if records may be missing.
 # Source: https://developer.kustomer.com/docs/concepts/pagination.
 # --------------------------------------------------------------------------------------------
 
-# Smaller pages cannot overlap the page before them enough.
+# Smaller pages cannot overlap the page before them by enough records.
 __PAGE_MIN_RECORDS = 20
-# Not documented, but seen by other clients: lists that end here although there are more records.
+# Not documented, but observed by other clients: lists end here even if there are more records.
 __LIST_MAX_COUNT = 10_000
-# https://developer.kustomer.com/api/users, read 2026-11-23: lists deactivated users.
+# Lists deactivated users: https://developer.kustomer.com/api/users, read 2026-11-23.
 __DEACTIVATED = {"deleted": "true"}
-# If a page does not overlap the page before it, reading goes back by this many pages, further each
-# time. After the last attempt, a gap is accepted.
+# If a page does not overlap the page before it, go back by this many pages: further at each
+# consecutive attempt. After the last attempt, accept a gap.
 __LIST_STEPS_BACK = (0, 4, 32)
-# How many records of a list are remembered: more than the furthest step back covers.
-__LIST_REMEMBERED_RECORDS = 6_400
-# Stop after this many consecutive pages without a new record, because the list does not end.
+# Remember this many of the last records of a list, which is more than the longest step back covers.
+__LIST_RECENT_RECORDS = 6_400
+# Give up after this many consecutive pages without a new record, because the list does not end.
 __LIST_MAX_EMPTY_PAGES = 40
 __BAD_REQUESTS = frozenset({400, 422})
 __MISSING_ROLE_STATUSES = frozenset({401, 403})
 # https://developer.kustomer.com/docs/get-started/quickstart, read 2026-11-23.
 __NEW_KEY = (
-    "Create a key with this role added, under Settings > Security > API Keys; the roles of a key "
-    "cannot be changed."
+    "Create a new key with this role too, under Settings > Security > API Keys; the roles of an "
+    "existing key cannot be changed."
 )
 
 
 @dataclass
 class Listing:
-    """A list that is being read. `params` are sent with each request. `recent` has the versions of
-    the records read most recently, and `order` has them in the order in which they were read."""
+    """A list that is being read.
+
+    `params` are sent with each request. `recent` has the versions of the last records that were
+    read, and `order` has the same versions in reading order. `empty_pages` counts consecutive
+    pages without a new record.
+    """
 
     client: "Client"
     table: Table
     params: dict[str, str] = field(default_factory=dict)
     recent: set = field(default_factory=set)
     order: deque = field(default_factory=deque)
-    pages_without_news: int = 0
+    empty_pages: int = 0
 
 
 def __list_pages(client: "Client", table: Table) -> Iterator[Page]:
-    """Yield every page of a table's list, and at least one. Some records may appear twice.
+    """Yield every page of a table's list or lists, and at least one page. A record may appear
+    twice.
 
     Raises KustomerError if the key lacks the role for the list, or if the list does not end.
     """
-    if not table.deactivates:
+    if not table.lists_deactivated:
         yield from __pages_of(client, table, {})
         return
     active = set()
@@ -2032,18 +2088,22 @@ def __list_pages(client: "Client", table: Table) -> Iterator[Page]:
             active.add(__record_id(record))
             __attributes(record)["deactivated"] = False
         yield page
-    # A list without any active record must be wrong, and must not cause rows to be removed.
+    # An empty list of active users cannot be right. The rows of deactivated users alone would
+    # truncate the table and leave all active users marked as deleted.
     for page in __pages_of(client, table, __DEACTIVATED) if active else ():
         for record in page.records:
             attributes = __attributes(record)
-            # A record on both lists was deactivated in between, or the parameter was ignored.
-            marked = bool(attributes.get("deletedAt")) or __flag(attributes.get("deleted")) is True
+            # A record may be on both lists because it was deactivated meanwhile, or because the
+            # server ignores the parameter.
+            marked = (
+                bool(attributes.get("deletedAt")) or __boolean(attributes.get("deleted")) is True
+            )
             attributes["deactivated"] = marked or __record_id(record) not in active
         yield page
 
 
 def __pages_of(client: "Client", table: Table, params: dict[str, str]) -> Iterator[Page]:
-    """Yield every page of one list, however the server treats page sizes."""
+    """Yield every page of one list, with overlapping pages if the server supports page sizes."""
     try:
         yield from __overlapping_pages(Listing(client, table, params))
     except PageSizeError:
@@ -2051,47 +2111,48 @@ def __pages_of(client: "Client", table: Table, params: dict[str, str]) -> Iterat
 
 
 def __overlapping_pages(listing: Listing) -> Iterator[Page]:
-    """Yield the pages of a list, each of which begins with the last records of the page before.
+    """Yield the pages of a list. Each page begins with the last records of the page before.
 
-    When a record leaves the list, the records after it move up, and the first record of the next
-    page moves onto a page already read. As long as a page overlaps the records already read, none
-    has been missed.
+    When a record leaves the list, all records after it move up by one, so the first record of the
+    next page moves to a page that has already been read. As long as a page still overlaps the
+    records that have been read, none has been missed.
 
     Raises PageSizeError if the server does not return pages of the requested size.
     """
     limit = __page_size(listing.client, listing.table.page_maximum)
-    reached, began, margin, misses, warned = 0, 0, 1, 0, False
+    reached, page_start, overlap, gaps, warned = 0, 0, 1, 0, False
     while True:
-        number, size = __overlapping_page(max(reached - margin + 1, 0) if reached else 0, limit)
+        number, size = __overlapping_page(max(reached - overlap + 1, 0) if reached else 0, limit)
         page = __sized_page(listing, number, size)
-        joins = number == 1 or not listing.recent.isdisjoint(__versions(page))
-        if not joins and misses < len(__LIST_STEPS_BACK):
-            # Many records have left the list: go back, and let the pages overlap more.
-            margin = min(margin * 4, limit // 4)
-            reached = max(began - __LIST_STEPS_BACK[misses] * limit, 0) + margin
-            misses += 1
+        overlaps = number == 1 or not listing.recent.isdisjoint(__versions(page))
+        if not overlaps and gaps < len(__LIST_STEPS_BACK):
+            # Many records have left the list. Go back, and overlap by more records from here on.
+            overlap = min(overlap * 4, limit // 4)
+            reached = max(page_start - __LIST_STEPS_BACK[gaps] * limit, 0) + overlap
+            gaps += 1
             continue
-        if not joins and not warned:
+        if not overlaps and not warned:
             warned = True
             listing.client.warnings.append(
                 f"{listing.table.name}: so many records left the list while it was read that "
-                "others may have been missed. They arrive when they change, or with a re-sync."
+                "others may have been missed. The next change of a missed record or a historical "
+                "re-sync delivers it."
             )
-        if joins and misses and page.more is None:
-            # Reading has gone back, so more records follow.
+        if overlaps and gaps and page.more is None:
+            # This page has been read before, so more pages follow.
             page.more = True
-        began = (number - 1) * size
-        reached = began + len(page.records)
-        __take_new(listing, page, reached)
-        misses = 0 if page.records else misses
+        page_start = (number - 1) * size
+        reached = page_start + len(page.records)
+        __keep_new_records(listing, page, reached)
+        gaps = 0 if page.records else gaps
         yield page
         if page.ended:
             return
 
 
 def __overlapping_page(reached: int, limit: int) -> tuple[int, int]:
-    """Return the number and size of the page that includes the last of the first `reached` records
-    of a list and extends furthest beyond it."""
+    """Return the number and size of the page that includes record number `reached` of a list and
+    extends furthest beyond it."""
     if not reached:
         return 1, limit
     sizes = range(1, limit + 1)
@@ -2100,16 +2161,16 @@ def __overlapping_page(reached: int, limit: int) -> tuple[int, int]:
 
 
 def __sized_page(listing: Listing, number: int, size: int) -> Page:
-    """Return a page, or raise PageSizeError if it does not have the requested size."""
+    """Request a page. Raises PageSizeError if it does not have the requested size."""
     try:
         page = __list_page(listing, number, size)
     except RefusedError as error:
-        if error.status not in __BAD_REQUESTS or __takes_size(listing, number, size):
+        if error.status not in __BAD_REQUESTS or __accepts_size(listing, number, size):
             raise
         raise PageSizeError from None
     short = len(page.records) < size
     if short and page.records and page.more is None:
-        # This may be the end of the list, or the most that the server returns at a time.
+        # Either the list ends here, or the server returns smaller pages than requested.
         after = __list_page(listing, number + 1, size)
         page.more = not __versions(after) <= __versions(page)
     if len(page.records) > size or short and page.more:
@@ -2117,8 +2178,9 @@ def __sized_page(listing: Listing, number: int, size: int) -> Page:
     return page
 
 
-def __takes_size(listing: Listing, number: int, size: int) -> bool:
-    """Return whether the server accepts this page size for the first page."""
+def __accepts_size(listing: Listing, number: int, size: int) -> bool:
+    """Return whether the server accepts this page size for page 1. If so, it has refused the page
+    number, not the size."""
     try:
         return number > 1 and bool(__list_page(listing, 1, size))
     except RefusedError:
@@ -2126,37 +2188,37 @@ def __takes_size(listing: Listing, number: int, size: int) -> bool:
 
 
 def __numbered_pages(listing: Listing) -> Iterator[Page]:
-    """Yield the pages of a list one after the other, in whatever size the server returns."""
+    """Yield the pages of a list by number, in the page size that the server chooses."""
     number, read, page = 0, 0, Page([])
     while not page.ended:
         number += 1
         if number == 2:
             listing.client.warnings.append(
                 f"{listing.table.name}: Kustomer does not return pages of the requested size, so "
-                "records may be missed if others leave the list while it is read. They arrive "
-                "when they change, or with a re-sync."
+                "records may be missed if others leave the list while it is read. The next change "
+                "of a missed record or a historical re-sync delivers it."
             )
         page = __list_page(listing, number)
         read += len(page.records)
-        __take_new(listing, page, read)
+        __keep_new_records(listing, page, read)
         yield page
 
 
-def __take_new(listing: Listing, page: Page, read: int) -> None:
-    """Keep only the new records of a page, and note whether the list ends with it.
+def __keep_new_records(listing: Listing, page: Page, read: int) -> None:
+    """Remove records from a page that have already been read, and note whether the list ends.
 
-    `read` is the number of records up to the end of this page. Without links, a page without a new
-    record is the end.
+    `read` is the number of records up to the end of this page. If the response has no links, the
+    list ends with the first page that has no new record.
     """
     table, recent, order = listing.table, listing.recent, listing.order
     page.records = __new_records(page, recent)
     for version in map(__version, page.records):
         recent.add(version)
         order.append(version)
-    while len(order) > __LIST_REMEMBERED_RECORDS:
+    while len(order) > __LIST_RECENT_RECORDS:
         recent.discard(order.popleft())
-    listing.pages_without_news = 0 if page.records else listing.pages_without_news + 1
-    if listing.pages_without_news > __LIST_MAX_EMPTY_PAGES:
+    listing.empty_pages = 0 if page.records else listing.empty_pages + 1
+    if listing.empty_pages > __LIST_MAX_EMPTY_PAGES:
         raise KustomerError(
             f"GET {table.path} returned {__LIST_MAX_EMPTY_PAGES} pages in a row without a new "
             f"record and without an end; the list of {table.name} cannot be read."
@@ -2169,9 +2231,9 @@ def __take_new(listing: Listing, page: Page, read: int) -> None:
 def __warn_of_shortfall(listing: Listing, total: int | None, read: int) -> None:
     name = listing.table.name
     if total is not None and total > read:
-        found = f"Kustomer counts {total} records, but its list ended after {read}"
+        problem = f"Kustomer counts {total} records, but its list ended after {read}"
     elif total is None and read == __LIST_MAX_COUNT:
-        found = f"the list ended after exactly {read} records, which may not be all"
+        problem = f"the list ended after exactly {read} records, which may not be all"
     else:
         return
     remedy = (
@@ -2179,11 +2241,11 @@ def __warn_of_shortfall(listing: Listing, total: int | None, read: int) -> None:
         if listing.table.search and listing.table.search_is_documented
         else "Ask Kustomer how to read the other records."
     )
-    listing.client.warnings.append(f"{name}: {found}. {remedy}")
+    listing.client.warnings.append(f"{name}: {problem}. {remedy}")
 
 
 def __list_page(listing: Listing, number: int, size: int | None = None) -> Page:
-    """Request one page of a list. Without a size, the server's default applies."""
+    """Request one page of a list. Without a `size`, the server chooses it."""
     client, table = listing.client, listing.table
     params = {**listing.params, "page": number, **({"pageSize": size} if size else {})}
     try:
@@ -2201,7 +2263,7 @@ def __list_page(listing: Listing, number: int, size: int | None = None) -> Page:
         if error.status not in __MISSING_ROLE_STATUSES:
             raise
         refusal = error
-    # A key that has become invalid meanwhile is refused with the same message.
+    # Kustomer refuses a key that has become invalid with the same status. Check for that first.
     check_api_key(client)
     raise KustomerError(f"{refusal}. The API key lacks the role {table.role}. {__NEW_KEY}")
 
@@ -2209,8 +2271,9 @@ def __list_page(listing: Listing, number: int, size: int | None = None) -> Page:
 # --------------------------------------------------------------------------------------------
 # Requests
 #
-# Sends a request, retries it if needed, and returns the JSON of the response. The key is sent only
-# to the configured host, and never appears in a log line or an error.
+# Sends a request, retries it if needed, and returns the JSON of the response. To make a status
+# retryable, change `__read_response`. The key is sent only to the configured host, and is never
+# shown in a log line or an error.
 # --------------------------------------------------------------------------------------------
 
 __KEY_PATH = "/v1/users/current"
@@ -2218,20 +2281,20 @@ __BACKOFF_BASE_SECONDS = 1.0
 __BACKOFF_MAX_SECONDS = 60.0
 __RATE_LIMIT_MAX_WAIT_SECONDS = 120.0
 __RATE_LIMIT_MAX_TOTAL_SECONDS = 900.0
-# Clients that wait for the same reset must not all return at the same instant.
-__RATE_LIMIT_JITTER_SHARE = 0.05
-# How long lists wait if a response does not say when the limit is reset.
-__SHARE_WAIT_SECONDS = 5.0
-# x-ratelimit-reset is in epoch milliseconds from the first value on, in epoch seconds from the
-# second value on, and below that the number of seconds left.
+# Jitter, so that clients that wait for the same reset do not all send their next request at once.
+__RATE_LIMIT_JITTER_FRACTION = 0.05
+# How long a list request waits if the last response did not say when the limit is reset.
+__UTILIZATION_WAIT_SECONDS = 5.0
+# x-ratelimit-reset is in epoch milliseconds if it is at least the first value, in epoch seconds if
+# it is at least the second value, and otherwise in seconds from now.
 __EPOCH_MILLISECONDS_FROM = 1e11
 __EPOCH_SECONDS_FROM = 1e8
 # A response must be complete within this many request timeouts.
-__ANSWER_MAX_TIMEOUTS = 10
+__RESPONSE_MAX_TIMEOUTS = 10
 __READ_BYTES = 128 * 1024
 __API_MESSAGE_MAX_CHARACTERS = 300
 __LOG_EVERY_SECONDS = 30.0
-# What a network error says, by the first of these types among its causes.
+# The message for a network error: that of the first of these types among its causes.
 __NETWORK_CAUSES = (
     (socket.gaierror, "the host name was not found"),
     (ssl.SSLCertVerificationError, "the certificate is not valid"),
@@ -2245,7 +2308,7 @@ __NETWORK_CAUSES = (
 
 
 class BearerAuth(requests.auth.AuthBase):
-    """Adds the API key to a request. With an auth object, requests ignores any .netrc file."""
+    """Adds the API key to a request. With an auth object, the requests library ignores .netrc."""
 
     def __init__(self, api_key: str):
         self._header = f"Bearer {api_key}"
@@ -2257,16 +2320,17 @@ class BearerAuth(requests.auth.AuthBase):
 
 @dataclass
 class Client:
-    """What the requests of one sync share: the connection, the settings and the counts. Several
-    threads use it; `lock` protects its counts.
+    """What all requests of a sync have in common: the session, the settings and the counts.
+    Several threads use it; `lock` protects the counts.
 
-    `warn` shows a warning that the user should act on. `warnings` holds the warnings of other
-    threads until the main thread shows them. `clock_ahead` is how far this machine's clock is
-    ahead of Kustomer's, or None before the first response. Setting `closed` ends all waits and
-    retries, because nobody needs their results any more.
+    `warn(message)` shows a warning that the user should act on. `warnings` holds the warnings of
+    other threads until the main thread shows them. `clock_ahead` is how far this machine's clock
+    is ahead of Kustomer's, or None before the first response. Setting `closed` ends all waits and
+    retries once nobody needs their results.
 
-    `gate` is held while a request waits for the rate limit, so that no other request is sent, and
-    `waits_ended` counts these waits. Lists wait until `share_used_until`, a monotonic time.
+    `rate_limit_lock` is held while a request waits after a 429, so that no other request is sent.
+    `rate_limit_waits` counts these waits. List requests wait until `lists_wait_until`, a monotonic
+    time.
     """
 
     session: requests.Session
@@ -2279,19 +2343,19 @@ class Client:
     closed: threading.Event = field(default_factory=threading.Event)
     last_log_at: float = field(default_factory=lambda: time.monotonic())
     lock: threading.Lock = field(default_factory=threading.Lock)
-    gate: threading.Lock = field(default_factory=threading.Lock)
-    waits_ended: int = 0
-    share_used_until: float = 0.0
+    rate_limit_lock: threading.Lock = field(default_factory=threading.Lock)
+    rate_limit_waits: int = 0
+    lists_wait_until: float = 0.0
 
 
 @contextlib.contextmanager
 def open_client(settings: Settings, warn: Callable[[str], None] | None = None):
-    """Yield a Client with one keep-alive session, which is closed at the end."""
+    """Yield a Client whose session is closed at the end."""
     with requests.Session() as session:
         session.auth = BearerAuth(settings.api_key)
         session.headers["Accept"] = "application/json"
         session.headers["User-Agent"] = f"fivetran-kustomer-connector/{VERSION}"
-        # Proxies of the environment must not be used for a mock on this machine.
+        # Do not use the environment's proxies for a mock on this machine.
         session.trust_env = settings.base_url.startswith("https://")
         client = Client(session, settings, warn or partial(__log, log.warning))
         try:
@@ -2306,18 +2370,18 @@ def __show_warnings(client: Client) -> None:
 
 
 def __log(write: Callable[[str], None], message: str) -> None:
-    """Write a log line during a sync. At other times the SDK has no log."""
+    """Write a log line if a sync is running. Outside of a sync, the SDK's log raises an error."""
     if log.LOG_LEVEL is not None:
         write(message)
 
 
-def __log_now_and_then(client: Client, message: str, silence_ahead: float = 0.0) -> None:
+def __log_throttled(client: Client, message: str, quiet_seconds: float = 0.0) -> None:
     """Log at most one line per 30 seconds, and one before any longer wait.
 
     Args:
-        silence_ahead: the number of seconds for which no other line can follow.
+        quiet_seconds: how long the log stays silent after this line, because of a wait.
     """
-    silent_until = time.monotonic() + silence_ahead
+    silent_until = time.monotonic() + quiet_seconds
     if silent_until - client.last_log_at >= __LOG_EVERY_SECONDS:
         client.last_log_at = silent_until
         __log(log.info, message)
@@ -2327,7 +2391,8 @@ def check_api_key(client: Client) -> None:
     """Check that the API key is valid.
 
     Raises:
-        SyncStoppedError: if Kustomer does not accept the key in this region.
+        SyncStoppedError: if Kustomer refuses the key in this region.
+        KustomerError: if the request fails for another reason.
 
     Source: https://developer.kustomer.com/docs/get-started/authentication.
     """
@@ -2340,8 +2405,8 @@ def check_api_key(client: Client) -> None:
             raise
         raise SyncStoppedError(
             f"api_key: {client.settings.base_url} refused the key with {error.status} "
-            f"({error.reason}). It is invalid, expired or from another region: check api_key (and "
-            "its IP restriction), and set base_url to your organization's region."
+            f"({error.reason}). It is invalid, expired or from another region. Check api_key and the "
+            "key's IP restrictions, and set base_url to your organization's region."
         ) from None
 
 
@@ -2359,27 +2424,28 @@ def execute_api_request(
     client: Client | None = None,
     purpose: str = "",
 ) -> dict:
-    """Send a request, with waits and retries as needed, and return the parsed JSON.
+    """Send a request, retry it if needed, and return the JSON of the response.
 
-    After a 429, wait as long as its headers ask, for at most fifteen minutes in all. Retry
-    timeouts, broken connections, 5xx, responses that are not a JSON object, and partial responses
-    `retry_attempts` times; also a 401 or 403 that does not come from Kustomer itself.
+    After a 429, the request waits as long as the headers ask, for about fifteen minutes in total
+    at most. Timeouts, broken connections, 408, 5xx, partial responses and responses that are not a
+    JSON object are retried `retry_attempts` times. So is a 401 or 403 that has no error message
+    from Kustomer.
 
     Args:
-        endpoint: the path, which begins with /v1.
+        endpoint: the path, such as /v1/customers.
         api_key: the Kustomer API key.
-        params: query parameters.
-        configuration: the connector's configuration; used if there is no `client`.
-        body: a JSON body. With a body, the request is a POST, otherwise a GET.
-        client: the running sync's client.
-        purpose: a description for the log; method and path by default.
+        params: the query parameters.
+        configuration: the connector's configuration. Ignored if there is a `client`.
+        body: the JSON body of a POST request. Without a body, the request is a GET.
+        client: the client of a running sync. By default, a new client is opened.
+        purpose: what the log calls the request. Its method and path by default.
 
     Returns:
         The JSON object of the response.
 
     Raises:
-        RefusedError: after a status that retrying cannot fix.
-        SyncStoppedError: if the rate limit stays used up.
+        RefusedError: if Kustomer refuses the request and retrying cannot help.
+        SyncStoppedError: if the rate limit stays exhausted.
         KustomerError: if all retries fail.
 
     Source: https://developer.kustomer.com/docs/concepts/rate-limits (429 and its headers).
@@ -2392,31 +2458,31 @@ def execute_api_request(
     purpose = purpose or request
     failures, limits, waited = 0, 0, 0.0
     if body is None:
-        __leave_others_their_share(client, purpose)
+        __wait_for_utilization(client, purpose)
     while True:
-        with client.gate:
-            waits_ended = client.waits_ended
+        with client.rate_limit_lock:
+            rate_limit_waits = client.rate_limit_waits
         try:
             return __exchange(client, endpoint, params, body, purpose)
         except RateLimitError as limit:
-            with client.gate:
-                # If another request has waited in the meantime, this one need not wait as well.
-                if client.waits_ended == waits_ended:
+            with client.rate_limit_lock:
+                # If another request has waited in the meantime, this one does not wait again.
+                if client.rate_limit_waits == rate_limit_waits:
                     waited += __handle_rate_limit(
                         client, request, limit.args[0], limits, waited, purpose
                     )
                     limits += 1
-                    client.waits_ended += 1
-        except TryAgainError as trouble:
-            __handle_request_error(client, request, str(trouble), failures, purpose)
+                    client.rate_limit_waits += 1
+        except RetryableError as error:
+            __handle_request_error(client, request, str(error), failures, purpose)
             failures += 1
 
 
 def __exchange(
     client: Client, path: str, params: dict | None, body: dict | None, purpose: str
 ) -> dict:
-    """Send a request once and return the JSON object of the response, or raise an error that says
-    whether to retry."""
+    """Send a request once and return the JSON of the response. The type of an error says whether
+    the request can be retried."""
     settings, method, cause = client.settings, "GET" if body is None else "POST", ""
 
     def send():
@@ -2429,52 +2495,54 @@ def __exchange(
             allow_redirects=False,
             stream=True,
         ) as response:
-            # In larger chunks than the default of requests, which takes much more CPU.
+            # The smaller default chunks of the requests library take much more CPU time.
             return response, b"".join(response.iter_content(__READ_BYTES))
 
     with client.lock:
         client.requests_sent += 1
-    with __debug_line(settings, purpose) as notes:
+    with __debug_line(settings, purpose) as details:
         try:
             response, content = __within(
-                __ANSWER_MAX_TIMEOUTS * settings.request_timeout_seconds, send
+                __RESPONSE_MAX_TIMEOUTS * settings.request_timeout_seconds, send
             )
         except DeadlineError:
             cause = "the response was not complete in time"
         except requests.RequestException as error:
             cause = __network_cause(error)
         if cause:
-            # Raised outside of the except clause, whose exception holds the request with the key.
-            raise TryAgainError(f"{urlsplit(settings.base_url).hostname}: {cause}")
-        __note_clock(client, response.headers.get("Date"))
+            # Raised here, because an error raised in an except clause keeps a reference to the
+            # exception with the request and its key.
+            raise RetryableError(f"{urlsplit(settings.base_url).hostname}: {cause}")
+        __note_clock_difference(client, response.headers.get("Date"))
         if body is None:
-            __note_share(client, response.headers)
-        left = response.headers.get("x-ratelimit-remaining", "unknown")
-        notes += [f"status {response.status_code}", f"budget left {left:.20}"]
-        payload = __read_answer(response, content, f"{method} {path}", settings.api_key)
+            __note_utilization(client, response.headers)
+        remaining = response.headers.get("x-ratelimit-remaining", "unknown")
+        details += [f"status {response.status_code}", f"rate limit remaining {remaining:.20}"]
+        payload = __read_response(response, content, f"{method} {path}", settings.api_key)
         if isinstance(payload.get("data"), list):
-            notes.append(f"{len(payload['data'])} rows")
+            details.append(f"{len(payload['data'])} records")
         return payload
 
 
 @contextlib.contextmanager
 def __debug_line(settings: Settings, request: str):
-    """Write a log line at the end of a request if debug logging is on. Yield the list of notes
-    that the line will contain."""
-    started, notes = time.perf_counter(), []
+    """Log a line when a request ends, if debug logging is on. Yields the list of details for this
+    line, to be filled in by the caller."""
+    started, details = time.perf_counter(), []
     try:
-        yield notes
+        yield details
     finally:
         if settings.enable_debug_logging:
-            notes.append(f"{(time.perf_counter() - started) * 1000:.0f} ms")
-            __log(log.info, f"{request}: {', '.join(notes)}")
+            details.append(f"{(time.perf_counter() - started) * 1000:.0f} ms")
+            __log(log.info, f"{request}: {', '.join(details)}")
 
 
 def __within(seconds: float, call: Callable[[], Any]) -> Any:
-    """Return what `call` returns, or raise DeadlineError if that takes longer.
+    """Return the result of `call`, or raise DeadlineError if it takes longer than `seconds`.
 
-    The timeout of a request applies between two bytes, so a response that trickles in never times
-    out. Such a call is abandoned in a thread of its own, which does not keep the process running.
+    The timeout of the requests library applies to each read, so a response that arrives byte by
+    byte never times out. Each call therefore has its own thread, which is abandoned after the deadline and
+    does not keep the process running.
     """
     outcome: Future = Future()
 
@@ -2489,7 +2557,7 @@ def __within(seconds: float, call: Callable[[], Any]) -> Any:
 
 
 def __network_cause(error: BaseException) -> str:
-    """Return a description of a network error."""
+    """Return the message for a network error."""
     causes: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in causes:
@@ -2501,25 +2569,28 @@ def __network_cause(error: BaseException) -> str:
     return "the response was not complete"
 
 
-def __read_answer(response, content: bytes, request: str, api_key: str) -> dict:
-    """Return the JSON object of a response, or raise an error. Only this function decides which
-    responses are retried and which are final."""
+def __read_response(response, content: bytes, request: str, api_key: str) -> dict:
+    """Return the JSON of a response, or raise an error.
+
+    Only this function decides which responses are retried: with RetryableError, the request is
+    sent again; with RefusedError, it is not.
+    """
     status = response.status_code
     if status == 429:
         raise RateLimitError(response.headers)
     if status == 408 or status >= 500:
-        raise TryAgainError(f"status {status}")
+        raise RetryableError(f"status {status}")
     payload = __parsed(content)
     if status in __MISSING_ROLE_STATUSES and "errors" not in (payload or {}):
-        raise TryAgainError(f"status {status} without Kustomer's own error message")
+        raise RetryableError(f"status {status} without Kustomer's own error message")
     if status != 200:
         reason = __api_message(status, payload, api_key)
         raise RefusedError(f"{request} was refused with {status}: {reason}", status, reason)
     if payload is None:
-        raise TryAgainError("status 200 with a response that is not a JSON object")
+        raise RetryableError("status 200 with a response that is not a JSON object")
     meta = payload.get("meta")
     if isinstance(meta, dict) and meta.get("timed_out"):
-        raise TryAgainError("status 200 with a partial response (meta.timed_out)")
+        raise RetryableError("status 200 with a partial response (meta.timed_out)")
     return payload
 
 
@@ -2532,10 +2603,9 @@ def __parsed(content: bytes) -> dict | None:
 
 
 def __api_message(status: int, payload: dict | None, api_key: str) -> str:
-    """Return Kustomer's error message: only the fields that describe errors, nothing else from the
-    body, and never the key."""
+    """Return Kustomer's error message, without the key and without any other part of the body."""
     if 300 <= status < 400:
-        return "a redirect, which is never followed; check base_url"
+        return "a redirect, which the connector does not follow; check base_url"
     errors = (payload or {}).get("errors")
     words = [
         str(error[name])
@@ -2550,30 +2620,29 @@ def __api_message(status: int, payload: dict | None, api_key: str) -> str:
 def __handle_rate_limit(
     client: Client, request: str, headers, earlier_limits: int, waited: float, purpose: str
 ) -> float:
-    """Wait after a 429 and return the seconds waited.
+    """Wait after a 429 and return the number of seconds.
 
     Raises SyncStoppedError if the request has already waited for the maximum time.
     """
     if waited >= __RATE_LIMIT_MAX_TOTAL_SECONDS or client.closed.is_set():
         raise SyncStoppedError(
-            f"{request} returned 429 (rate limit) for {waited / 60:.0f} minutes. Other keys and "
-            "apps of the organization share its limit. The next sync resumes from here."
+            f"{request} returned 429 (rate limit) for {waited / 60:.0f} minutes. Other apps may be "
+            "using the organization's rate limit. The next sync resumes from here."
         )
     seconds = __seconds_until_reset(headers)
     if seconds is None:
         seconds = __backoff_seconds(earlier_limits)
     else:
-        seconds += random.uniform(0, __RATE_LIMIT_JITTER_SHARE * seconds)
+        seconds += random.uniform(0, __RATE_LIMIT_JITTER_FRACTION * seconds)
     seconds = min(seconds, __RATE_LIMIT_MAX_WAIT_SECONDS)
-    __wait(client, seconds, f"{purpose}: the rate limit is used up")
+    __wait(client, seconds, f"{purpose}: the rate limit is exhausted")
     return seconds
 
 
 def __wait(client: Client, seconds: float, reason: str) -> None:
-    """Wait, count the seconds, and log the reason and the end. The wait ends early if the client
-    is closed."""
+    """Wait, and log why and until when. The wait ends early if the client is closed."""
     end = datetime.now(timezone.utc) + timedelta(seconds=seconds)
-    __log_now_and_then(
+    __log_throttled(
         client, f"{reason}; waiting {seconds:.1f} s, until {end:%H:%M:%S} UTC.", seconds
     )
     with client.lock:
@@ -2581,34 +2650,34 @@ def __wait(client: Client, seconds: float, reason: str) -> None:
     client.closed.wait(seconds)
 
 
-def __note_share(client: Client, headers) -> None:
-    """Note how long requests for lists have to wait, according to what a response says about the
-    organization's budget, which agents' apps share.
+def __note_utilization(client: Client, headers) -> None:
+    """Note how long list requests have to wait, so that the rest of the organization's rate limit
+    is left to its other apps.
 
     Source: https://developer.kustomer.com/docs/concepts/rate-limits.
     """
-    limit, left = (
+    limit, remaining = (
         __header_number(headers.get(f"x-ratelimit-{name}")) for name in ("limit", "remaining")
     )
-    client.share_used_until = 0.0
-    kept = 1 - client.settings.api_utilization_percentage / 100
-    if limit is not None and left is not None and left < kept * limit:
-        seconds = __seconds_until_reset(headers) or __SHARE_WAIT_SECONDS
+    client.lists_wait_until = 0.0
+    reserved = 1 - client.settings.api_utilization_percentage / 100
+    if limit is not None and remaining is not None and remaining < reserved * limit:
+        seconds = __seconds_until_reset(headers) or __UTILIZATION_WAIT_SECONDS
         seconds = min(seconds, __RATE_LIMIT_MAX_WAIT_SECONDS)
-        client.share_used_until = time.monotonic() + seconds
+        client.lists_wait_until = time.monotonic() + seconds
 
 
-def __leave_others_their_share(client: Client, purpose: str) -> None:
-    """Wait if the last list used up this connector's share of the organization's budget."""
-    seconds = client.share_used_until - time.monotonic()
+def __wait_for_utilization(client: Client, purpose: str) -> None:
+    """Wait if the last list response left less of the rate limit than other apps are to have."""
+    seconds = client.lists_wait_until - time.monotonic()
     if seconds > 0:
-        share = client.settings.api_utilization_percentage
-        reason = f"{purpose}: {share} % of the organization's requests a minute are used"
+        percentage = client.settings.api_utilization_percentage
+        reason = f"{purpose}: more than {percentage} % of the organization's rate limit is used"
         __wait(client, seconds, reason)
 
 
 def __seconds_until_reset(headers) -> float | None:
-    """Return how long a response asks to wait, or None if it names no time in the future."""
+    """Return how many seconds a response asks to wait, or None if it does not say."""
     seconds = __retry_after_seconds(headers.get("Retry-After"))
     if seconds is None:
         reset = __header_number(headers.get("x-ratelimit-reset"))
@@ -2622,9 +2691,9 @@ def __seconds_until_reset(headers) -> float | None:
 
 
 def __retry_after_seconds(value: str | None) -> float | None:
-    seconds, moment = __header_number(value), __header_date(value)
-    if seconds is None and moment:
-        return moment.timestamp() - time.time()
+    seconds, date = __header_number(value), __header_date(value)
+    if seconds is None and date:
+        return date.timestamp() - time.time()
     return seconds
 
 
@@ -2635,14 +2704,14 @@ def __header_number(value: str | None) -> float | None:
 
 def __header_date(value: str | None) -> datetime | None:
     with contextlib.suppress(ValueError, TypeError, OverflowError):
-        moment = parsedate_to_datetime(value or "")
-        return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        date = parsedate_to_datetime(value or "")
+        return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
     return None
 
 
 def __backoff_seconds(earlier_failures: int) -> float:
-    """Return a wait with full jitter, so that requests that fail together are not retried
-    together."""
+    """Return an exponential backoff with full jitter, so that requests that fail at the same time
+    are not retried at the same time."""
     ceiling = min(__BACKOFF_MAX_SECONDS, __BACKOFF_BASE_SECONDS * 2**earlier_failures)
     return random.uniform(0, ceiling)
 
@@ -2650,15 +2719,15 @@ def __backoff_seconds(earlier_failures: int) -> float:
 def __handle_request_error(
     client: Client, request: str, cause: str, failures: int, purpose: str
 ) -> None:
-    """Wait before the next retry, or raise KustomerError if none is left."""
+    """Wait before the next retry. Raises KustomerError if there are no retries left."""
     if client.closed.is_set():
-        raise SyncStoppedError(f"{request} was abandoned because the sync has ended.")
+        raise SyncStoppedError(f"{request} was stopped because the sync has ended.")
     if failures >= client.settings.retry_attempts:
         times = f" {failures + 1} times. The last error was" if failures else ""
         raise KustomerError(
-            f"{request} failed{times}: {cause}. If this persists, check your network, base_url "
-            "and whether Kustomer is up; raise retry_attempts or request_timeout_seconds, or "
-            "lower max_records_per_page."
+            f"{request} failed{times}: {cause}. If this persists, check your network, base_url and "
+            "Kustomer's status, increase retry_attempts or request_timeout_seconds, or decrease "
+            "max_records_per_page."
         )
     __wait(client, __backoff_seconds(failures), f"{purpose}: {cause}")
 
@@ -2666,10 +2735,11 @@ def __handle_request_error(
 # --------------------------------------------------------------------------------------------
 # Time
 #
-# All times are in UTC, in Kustomer's format: with milliseconds and a Z.
+# All times are in UTC. As text, they have Kustomer's format, such as 2026-11-23T08:30:00.000Z.
 # --------------------------------------------------------------------------------------------
 
-# Covers the delay of the search index and differences between clocks.
+# A sync also reads the last ten minutes before the previous sync again, because the search index is
+# updated with a delay and clocks differ.
 __OVERLAP = timedelta(minutes=10)
 # Kustomer's format: https://developer.kustomer.com/docs/concepts/json-api-format.
 __KUSTOMER_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
@@ -2686,18 +2756,19 @@ def get_time_range(
     *,
     now: datetime | None = None,
 ) -> dict[str, str]:
-    """Return the time range of changes that a sync starting now has to read.
+    """Return the time range in which a sync that starts now has to read changes.
 
     The range begins ten minutes before `last_sync_time`, because the search index is updated with
-    a delay. The rows in this overlap are delivered again; the primary key makes that harmless.
+    a delay. Rows in this overlap are delivered again, which is harmless: an upsert replaces the
+    row with the same primary key.
 
     Args:
         last_sync_time: an ISO time, or None for a first sync.
-        configuration: the connector's configuration; `initial_sync_days` applies to a first sync.
-        now: the current time according to Kustomer; this machine's clock by default.
+        configuration: the connector's configuration. A first sync goes back `initial_sync_days`.
+        now: the current time. By default, the time of this machine's clock.
 
     Returns:
-        {"start": ..., "end": ...}, ISO times in UTC; the end is now.
+        {"start": ..., "end": ...}, as ISO times in UTC. The end is the current time.
 
     Raises:
         ValueError: if `last_sync_time` is not a time or `initial_sync_days` is out of range.
@@ -2710,36 +2781,36 @@ def get_time_range(
         last = __parse_time(last_sync_time)
         if last is None:
             raise ValueError(f"last_sync_time must be an ISO time, not {last_sync_time!r:.60}.")
-        # If the clock was ahead when this time was saved, later changes must not be skipped.
+        # A time in the future was saved while the clock was ahead. Do not skip changes before it.
         start = max(min(last, end), __EPOCH) - __OVERLAP
     return {"start": __format_time(start), "end": __format_time(end)}
 
 
 def __now(client: Client | None = None) -> datetime:
-    """Return the current time according to the earlier of two clocks, this machine's and
-    Kustomer's (if known). A clock that is ahead would make the next sync skip changes."""
+    """Return the current time, by this machine's clock or by Kustomer's if that is known to be
+    behind it. With a clock that is ahead, the next sync would skip changes."""
     ahead = client.clock_ahead if client else None
     now = datetime.now(timezone.utc) - max(ahead or timedelta(0), timedelta(0))
     return __whole_milliseconds(max(now, __EPOCH))
 
 
-def __note_clock(client: Client, date: str | None) -> None:
-    """Note how far this machine's clock is ahead, from the first response that has a date."""
-    if client.clock_ahead is None and (kustomers := __header_date(date)):
-        client.clock_ahead = datetime.now(timezone.utc) - kustomers
+def __note_clock_difference(client: Client, date: str | None) -> None:
+    """Note how far this machine's clock is ahead, from the first response with a Date header."""
+    if client.clock_ahead is None and (kustomer_time := __header_date(date)):
+        client.clock_ahead = datetime.now(timezone.utc) - kustomer_time
 
 
-def __whole_milliseconds(moment: datetime) -> datetime:
-    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+def __whole_milliseconds(timestamp: datetime) -> datetime:
+    return timestamp.replace(microsecond=timestamp.microsecond // 1000 * 1000)
 
 
 def __parse_time(value) -> datetime | None:
-    """Return the time that an ISO string names (in UTC if it has no offset), or None."""
+    """Parse an ISO time, which is in UTC if it has no offset. Return None if it is not valid."""
     return __read_time(value)[0] if isinstance(value, str) else None
 
 
 def __read_time(text: str) -> tuple[datetime | None, str | None]:
-    """Return the time that an ISO string names, and the same time in Kustomer's format."""
+    """Parse an ISO time. Return it as a datetime and in Kustomer's format, or (None, None)."""
     try:
         if __KUSTOMER_TIME.fullmatch(text):
             return datetime.fromisoformat(text[:-1] + "+00:00"), text
@@ -2748,35 +2819,35 @@ def __read_time(text: str) -> tuple[datetime | None, str | None]:
             return None, None
         day, clock, seconds, fraction, hours, minutes = parts.groups()
         clock += f"{seconds or ':00'}.{(fraction or '')[:6]:0<6}"
-        moment = datetime.fromisoformat(f"{day}T{clock}{hours or '+00'}:{minutes or '00'}")
-        moment = moment.astimezone(timezone.utc)
-        return moment, __format_time(moment)
+        timestamp = datetime.fromisoformat(f"{day}T{clock}{hours or '+00'}:{minutes or '00'}")
+        timestamp = timestamp.astimezone(timezone.utc)
+        return timestamp, __format_time(timestamp)
     except (ValueError, OverflowError):
         return None, None
 
 
-def __format_time(moment: datetime) -> str:
-    """Return a UTC time in Kustomer's format, with microseconds only if it has any."""
-    precision = "microseconds" if moment.microsecond % 1000 else "milliseconds"
-    return moment.isoformat(timespec=precision)[: -len("+00:00")] + "Z"
+def __format_time(timestamp: datetime) -> str:
+    """Return a UTC time in Kustomer's format, with microseconds if it is not in milliseconds."""
+    precision = "microseconds" if timestamp.microsecond % 1000 else "milliseconds"
+    return timestamp.isoformat(timespec=precision)[: -len("+00:00")] + "Z"
 
 
 # --------------------------------------------------------------------------------------------
 # Setup form
 #
-# The form that Fivetran shows when a connection is set up, and the tests of its values.
+# The form that Fivetran shows when a connection is set up, and the tests that it runs.
 # --------------------------------------------------------------------------------------------
 
 
 def configuration_form() -> ConfigurationForm:
-    """Return the setup form: a field for every setting, and the setup tests."""
+    """Return the setup form: a field for each setting, and the setup tests."""
     form = ConfigurationForm()
     for setting in SETTINGS:
         form.add_field(__form_field(setting))
     form.add_test(label="The configuration is valid", func=test_configuration)
     form.add_test(label="Kustomer accepts the API key in this region", func=test_api_key)
-    form.add_test(label="The API key may read every table", func=test_roles)
-    form.add_test(label="Search (optional, fewer requests)", func=test_search)
+    form.add_test(label="The API key can read every table", func=test_roles)
+    form.add_test(label="The API key can search (optional)", func=test_search)
     return form
 
 
@@ -2803,18 +2874,18 @@ def test_api_key(configuration: dict):
 
 
 def test_roles(configuration: dict):
-    """Setup test: the key can read every table. A failure names all missing roles."""
+    """Setup test: the key can read every table. A failure names each missing role."""
     return __run_setup_test(configuration, __read_one_of_each)
 
 
 def test_search(configuration: dict):
-    """Setup test: search works. Without search, syncs are correct but take more requests, so this
-    test never fails; a warning says what is missing."""
+    """Setup test: search works. If it does not, the test passes with a warning, because tables are
+    then read from their lists."""
     return __run_setup_test(configuration, __search_customers)
 
 
 def __run_setup_test(configuration: dict, check: Callable[[Client], None]):
-    """Return the result of a setup test, which passes if `check` does not raise."""
+    """Return the result of a setup test, which passes if `check` does not raise an error."""
     try:
         with open_client(validate_configuration(configuration)) as client:
             check(client)
@@ -2826,7 +2897,7 @@ def __run_setup_test(configuration: dict, check: Callable[[Client], None]):
 
 def __read_one_of_each(client: Client) -> None:
     failures = []
-    for table in __wanted(client.settings.additional_tables):
+    for table in __selected_tables(client.settings.additional_tables):
         try:
             __list_page(Listing(client, table), 1, 1)
         except KustomerError as error:
@@ -2841,16 +2912,17 @@ def __search_customers(client: Client) -> None:
         __search(Search(client, CUSTOMERS, now, now), Slice(now))
     except SearchUnusableError as error:
         reason = str(error).rstrip(".")
-        tables = __wanted(client.settings.additional_tables)
+        tables = __selected_tables(client.settings.additional_tables)
         searched = ", ".join(t.name for t in tables if t.search and t.search_is_documented)
         client.warnings.append(
-            f"{reason}. Without search, every sync reads the whole lists of {searched}."
+            f"{reason}. Without search, every sync reads the whole lists of {searched}, which takes "
+            "more requests and can miss deletions."
         )
 
 
 connector = Connector(update=update, schema=schema, configuration_form=configuration_form)
 
 if __name__ == "__main__":
-    # For a run from an editor. `fivetran debug` does not execute this block.
+    # To run or debug the connector from an editor. `fivetran debug` does not execute this block.
     with open("configuration.json", encoding="utf-8") as file:
         connector.debug(configuration=json.load(file))

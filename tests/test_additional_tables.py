@@ -249,7 +249,7 @@ def test_a_count_is_a_whole_number_of_32_bits_or_null_and_counted_as_unreadable(
         sync(server, destination, additional_tables="conversations")
     (row,) = destination.live("conversations").values()
     assert row["message_count"] == count and type(row["message_count"]) is type(count)
-    said = "1 unreadable value left empty" in capsys.readouterr().out
+    said = "1 unreadable value set to NULL" in capsys.readouterr().out
     assert said is (count is None)
 
 

@@ -46,7 +46,7 @@ def test_the_template_has_the_keys_of_the_seed_and_lacks_only_an_api_key():
         "additional_tables",
         "api_utilization_percentage",
     }
-    with pytest.raises(ValueError, match="^The configuration needs changes. api_key: is required"):
+    with pytest.raises(ValueError, match="^The configuration is invalid. api_key: is required"):
         connector.validate_configuration(template)
     assert connector.validate_configuration({**template, "api_key": KEY}) == settings()
 

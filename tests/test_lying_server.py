@@ -53,7 +53,7 @@ def test_data_that_is_not_a_list_is_an_error_that_names_the_path(change, destina
         server.rewrite = rewriting(change)
         with pytest.raises(
             connector.KustomerError,
-            match="customers: /v1/customers answered without a list of records",
+            match="customers: /v1/customers returned no list of records",
         ):
             sync(server, destination)
     assert not destination.rows["customers"]
@@ -131,7 +131,7 @@ def test_records_without_updated_at_arrive(destination):
         sync(server, destination)
         for table in TABLES:
             assert destination.live(table).keys() == set(server.store.listed(table))
-    assert "without a readable updatedAt" in destination.warnings[0]
+    assert "without a valid updatedAt" in destination.warnings[0]
 
 
 def test_attributes_that_are_null_cost_no_record(destination):

@@ -137,7 +137,7 @@ def test_setup_tests_and_syncs_take_the_key_from_a_file_that_git_ignores(make, t
         (tmp_path / "configuration.local.json").write_text(json.dumps(server.configuration()))
         checked = make("check")
         assert checked.returncode == 0, checked.stdout + checked.stderr
-        assert "The API key may read every table]: PASSED" in checked.stdout
+        assert "The API key can read every table]: PASSED" in checked.stdout
         synced = make("sync")
         assert synced.returncode == 0, synced.stdout + synced.stderr
         assert server.api_key not in checked.stdout + synced.stdout

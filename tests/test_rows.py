@@ -182,7 +182,7 @@ def test_unreadable_times_and_records_without_an_id_are_counted(destination, cap
     assert destination.rows["brands"].keys() == {"7"}
     assert "brands: skipped 2 records without an id." in destination.warnings
     assert "messages: skipped 1 record without an id." in destination.warnings
-    assert "1 unreadable value left empty" in capsys.readouterr().out
+    assert "1 unreadable value set to NULL" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("table", MAPPERS)

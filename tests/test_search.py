@@ -352,7 +352,7 @@ def test_a_search_that_fails_for_good_is_replaced_by_the_list(kind, destination)
         sync(server, destination, retry_attempts="1")
         assert_mirrors(destination, server)
     assert [warning.split(":")[0] for warning in destination.warnings] == SEARCHED
-    assert all("the next sync resumes the search" in warning for warning in destination.warnings)
+    assert all("The next sync resumes the search" in warning for warning in destination.warnings)
 
 
 def test_after_a_search_that_failed_once_the_next_one_goes_back_to_where_it_had_got_to(

@@ -19,8 +19,8 @@ RECORDS = make_records(customers=3, companies=2, brands=1, messages=3)
 FORM_TESTS = [
     "The configuration is valid",
     "Kustomer accepts the API key in this region",
-    "The API key may read every table",
-    "Search (optional, fewer requests)",
+    "The API key can read every table",
+    "The API key can search (optional)",
 ]
 
 
@@ -150,7 +150,7 @@ def test_a_key_without_the_search_role_passes_and_the_user_learns_what_to_add(tm
     assert code == 0
     (warning,) = [line for line in output.splitlines() if "search was refused" in line]
     assert "lacks the role org.permission.search.create" in warning
-    assert "every sync reads the whole lists of customers, messages." in warning
+    assert "every sync reads the whole lists of customers, messages, which" in warning
 
 
 def test_every_missing_role_is_named_at_once(tmp_path):

@@ -110,7 +110,7 @@ def test_a_failing_reader_stops_the_others_after_the_pages_before_it_are_deliver
         sync(server, destination, **SMALL_PAGES)
         assert_mirrors(destination, server)
         (warning,) = destination.warnings
-    assert "messages: /v1/customers/search answered without a list of records" in warning
+    assert "messages: /v1/customers/search returned no list of records" in warning
     safe = destination.state["unfinished"]["messages"]
     moments = [MESSAGES["messages"][i]["attributes"]["updatedAt"] for i in by_time]
     assert moments[200] < safe <= moments[300]

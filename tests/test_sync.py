@@ -271,8 +271,8 @@ def test_debug_logging_adds_a_line_for_each_request(destination, capsys):
         lines = capsys.readouterr().out.splitlines()
         requests = [line for line in lines if " ms" in line]
         assert len(requests) == len(server.requests)
-    assert "companies: list page 1: status 200, budget left 99" in requests[2]
-    assert "30 rows, " in requests[2]
+    assert "companies: list page 1: status 200, rate limit remaining 99" in requests[2]
+    assert "30 records, " in requests[2]
 
 
 def test_long_syncs_and_waits_log_a_line_every_half_minute(destination, capsys, monkeypatch):
@@ -287,7 +287,7 @@ def test_long_syncs_and_waits_log_a_line_every_half_minute(destination, capsys, 
         server.before_answer = let_time_pass
         sync(server, destination, max_records_per_page="100")
         requests = len(server.requests)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "rows a second" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "rows per second" in line]
     lines = [line for line in lines if "messages: " in line]
     assert 5 <= len(lines) <= requests * 20 / 30
     assert (
