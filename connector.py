@@ -593,7 +593,8 @@ def get_customers(
 ) -> "Rows":
     """Return the rows of the customers that changed since `last_sync_time`.
 
-    Deleted customers are included. The first request is sent when the first row is requested.
+    Deleted customers are included if search can be used. The first request is sent when the first
+    row is requested.
 
     Args:
         api_key: the Kustomer API key.
@@ -623,6 +624,8 @@ def get_companies(
 ) -> "Rows":
     """Return the rows of the companies that changed since `last_sync_time`.
 
+    Deleted companies are included if search supports companies.
+
     For the arguments, the rows and the errors, see `get_customers`.
     """
     return __rows(COMPANIES, api_key, last_sync_time, configuration, client)
@@ -647,7 +650,7 @@ def get_messages(
 ) -> "Rows":
     """Return the rows of the messages that changed since `last_sync_time`.
 
-    Deleted messages are included.
+    Deleted messages are included if search can be used.
 
     For the arguments, the rows and the errors, see `get_customers`.
     """
@@ -663,7 +666,7 @@ def get_conversations(
 ) -> "Rows":
     """Return the rows of the conversations that changed since `last_sync_time`.
 
-    Deleted conversations are included.
+    Deleted conversations are included if search can be used.
 
     For the arguments, the rows and the errors, see `get_customers`.
     """
@@ -679,7 +682,7 @@ def get_notes(
 ) -> "Rows":
     """Return the rows of the notes that changed since `last_sync_time`.
 
-    Deleted notes are included.
+    Deleted notes are included if search can be used.
 
     For the arguments, the rows and the errors, see `get_customers`.
     """
@@ -1198,12 +1201,12 @@ def __next_read(table: Table, saved: State, settings: Settings) -> datetime | No
 
 
 def __plan(due: dict[Table, datetime | None], saved: State, settings: Settings) -> str:
-    """Return the log line that says what the sync reads, and when it reads the other tables."""
+    """Return the log line that says which changes the sync reads and which tables it skips."""
     words = []
     for table, next_read in due.items():
         since = saved.cursor(table)
         if next_read:
-            words.append(f"{table.name} not before {__format_time(next_read)}")
+            words.append(f"{table.name} skipped until {__format_time(next_read)}")
         elif table.mirrored or not settings.enable_incremental_sync:
             words.append(f"all {table.name}")
         elif since:
@@ -1238,7 +1241,7 @@ class Counts:
             words.append(f"{pluralize(self.skipped, 'record')} without an id skipped")
         if self.unreadable:
             words.append(f"{pluralize(self.unreadable, 'unreadable value')} set to NULL")
-        words += [pluralize(self.requests, "request"), f"{self.seconds_waited:.1f} s waiting"]
+        words += [pluralize(self.requests, "request"), f"waited {self.seconds_waited:.1f} s"]
         return ", ".join(words)
 
 

@@ -121,7 +121,7 @@ def test_a_table_read_less_than_the_frequency_ago_is_left_for_later(destination,
             "/v1/companies",
             "/v1/brands",
         }
-    assert f"customers not before {due[:16]}" in capsys.readouterr().out
+    assert f"customers skipped until {due[:16]}" in capsys.readouterr().out
 
 
 def test_without_a_frequency_every_sync_reads_every_table(destination):
@@ -257,11 +257,11 @@ def test_the_log_says_the_windows_and_one_line_a_table(destination, capsys):
     deleted = len(destination.deleted["customers"])
     assert deleted and lines[1] == (
         f"customers: {120 - deleted} rows upserted, {deleted} deleted, 1 request, "
-        "0.0 s waiting."
+        "waited 0.0 s."
     )
     assert [line.split(":")[0] for line in lines[1:]] == [*TABLES, "Kustomer sync"]
     rows = 120 - deleted + len(destination.rows["companies"]) + 3 + 200
-    whole = f"{rows} rows upserted, {deleted} deleted, 5 requests, 0.0 s waiting"
+    whole = f"{rows} rows upserted, {deleted} deleted, 5 requests, waited 0.0 s"
     assert lines[-1] == f"Kustomer sync: {whole}."
 
 
