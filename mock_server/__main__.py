@@ -69,7 +69,7 @@ def _fault(text: str) -> Fault:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _own_file(text: str) -> Path:
+def _writable_file(text: str) -> Path:
     """Return a path that the mock may write to: a new file, or one that the mock wrote."""
     path = Path(text)
     if not path.parent.is_dir():
@@ -143,7 +143,7 @@ _BEHAVIOUR_OPTIONS = {
         "ids of records that search counts but does not return",
     ),
     "search_window": (_NUMBER, "counts and pages of search end at this many records"),
-    "index_lag_seconds": (_SECONDS, "how long search does not see a change"),
+    "index_lag_seconds": (_SECONDS, "how long it takes until search sees a change"),
     "shows_current": (
         _SWITCH,
         "search finds a record by its old state but returns its current state",
@@ -152,7 +152,7 @@ _BEHAVIOUR_OPTIONS = {
     "lists_show_deleted": (_SWITCH, "lists include deleted records"),
     "user_lists": (
         {"choices": USER_LISTS},
-        "where deactivated users are: on a list of their own, or among all users",
+        "where deactivated users are: on a separate list, or among all users",
     ),
     "list_window": (_NUMBER, "lists end at this many records"),
     "list_window_status": (
@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--port", type=_at_least(0, 65535), default=0, help="default: any free port"
     )
-    parser.add_argument("--api-key", default=API_KEY, help="the only key that it accepts")
+    parser.add_argument("--api-key", default=API_KEY, help="the only key that the mock accepts")
     parser.add_argument(
         "--seed", type=int, default=1, help="random seed of the records and the faults"
     )
@@ -218,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--configuration",
-        type=_own_file,
+        type=_writable_file,
         metavar="FILE",
         help="write a configuration for the connector to this file, which must not exist or "
         "must have been written by the mock",
@@ -286,11 +286,11 @@ def _run_beside(command: List[str]) -> int:
 def _run_alone(server: MockKustomer) -> int:
     """Run until Ctrl-C or SIGTERM."""
     signals: List[int] = []
-    # Signals are only noted here: an exception could be raised in any code that is running.
+    # The handler only records the signal. An exception could interrupt any running code.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: signals.append(received))
-    held = ", ".join(f"{server.store.count(table)} {table}" for table in TABLES)
-    print(f"Kustomer mock at {server.url} with API key {server.api_key}: {held}.", flush=True)
+    counts = ", ".join(f"{server.store.count(table)} {table}" for table in TABLES)
+    print(f"Kustomer mock at {server.url} with API key {server.api_key}: {counts}.", flush=True)
     print("Press Ctrl-C to stop.", flush=True)
     while not signals:
         time.sleep(_SIGNAL_CHECK_SECONDS)

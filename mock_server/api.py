@@ -1,6 +1,6 @@
-"""How Kustomer answers: a request in, a status, headers and a JSON body out.
+"""The mock's API logic: turns a request into a status, headers and a JSON body.
 
-Written from https://developer.kustomer.com/docs/concepts (pagination, search, rate-limits).
+Based on https://developer.kustomer.com/docs/concepts (pagination, search, rate-limits).
 """
 
 import bisect
@@ -15,7 +15,7 @@ from mock_server.behaviour import CONTEXTS, SEARCH_ROLE, Behaviour
 from mock_server.records import ORG_ID, TABLES, TYPES, Records, scattered, time_text
 from mock_server.search import Finder, QueryError, parse_query
 
-# Records of a page, where the documentation says so, else LIST_MAX.
+# The documented maximum page size of a list; LIST_MAX where none is documented.
 LIST_MAXIMA = {"users": 500, "teams": 500}
 LIST_MAX = 100
 SEARCH_MAX = 500
@@ -25,7 +25,7 @@ KEY_PATH = "/v1/users/current"
 
 
 class Request(NamedTuple):
-    """A request as it came. `client` is its connection's port."""
+    """A received request. `client` is the client's port, which identifies the connection."""
 
     method: str
     path: str
@@ -36,7 +36,7 @@ class Request(NamedTuple):
 
 
 class Paging(NamedTuple):
-    """Which records a page has. `asked` is the size that was asked for, `size` the one given."""
+    """The records on a page. `asked` is the requested page size, `size` the actual one."""
 
     page: int
     size: int
@@ -44,12 +44,12 @@ class Paging(NamedTuple):
 
     @property
     def begin(self) -> int:
-        """Return how many records come before the page."""
+        """Return the number of records before the page."""
         return (self.page - 1) * self.size
 
     @property
     def end(self) -> int:
-        """Return how many records come up to the page's end."""
+        """Return the number of records up to the end of the page."""
         return self.page * self.size
 
 
@@ -60,13 +60,13 @@ class Answer(NamedTuple):
 
 
 class ApiError(Exception):
-    """Ends a request with an error."""
+    """Ends a request with an error response."""
 
     def __init__(self, status: int, code: str, message: str, parameter: str = ""):
         super().__init__(status, code, message, parameter)
 
     def answer(self, form: str) -> Answer:
-        """Return the error as an answer, in one of the two documented forms."""
+        """Return the error response in one of the two documented formats."""
         status, code, message, parameter = self.args
         if form == "common":
             code = "bad_request" if status == 400 else code
@@ -78,7 +78,7 @@ class ApiError(Exception):
 
 
 class Store:
-    """The records, and the search index that follows them."""
+    """The records and their search index, which can lag behind them."""
 
     def __init__(self, records: Records, behaviour: Behaviour):
         self._behaviour = behaviour
@@ -89,36 +89,39 @@ class Store:
         self._pending: List[Tuple[float, str, str]] = []
 
     def records(self, table: str) -> Dict[str, dict]:
-        """Return a table's records by id, to be read only: a change replaces a record."""
+        """Return a table's records by id. Do not modify them; use `put` or `change` instead."""
         return dict(self._records[table])
 
     def count(self, table: str) -> int:
         return len(self._records[table])
 
     def put(self, table: str, record: dict) -> None:
-        """Add a record or replace the one with its id."""
+        """Add a record, or replace the record with the same id."""
         self._records[table][record["id"]] = copy.deepcopy(record)
         self._changed(table, record["id"])
 
     def change(self, table: str, record_id: str, **attributes) -> None:
-        """Set attributes of a record; `updatedAt` becomes now unless it is one of them."""
+        """Set attributes of a record. Unless given, `updatedAt` is set to the current time."""
         record = copy.deepcopy(self._records[table][record_id])
         record["attributes"].update({"updatedAt": time_text(self._behaviour.now())})
         record["attributes"].update(attributes)
         self.put(table, record)
 
     def delete(self, table: str, record_id: str) -> None:
-        """Delete a record as Kustomer does: search still gives it when asked for deleted ones."""
+        """Mark a record as deleted, as Kustomer does. Search can still return it."""
         self.change(table, record_id, deleted=True)
 
     def erase(self, table: str, record_id: str) -> None:
-        """Remove a record without a trace."""
+        """Remove a record completely."""
         del self._records[table][record_id]
         self._changed(table, record_id)
 
     def listed(self, table: str, deactivated: bool = False) -> List[str]:
-        """Return the ids in the order of the table's list, or of that of deactivated users:
-        messages by id, the others by no order a client could know, or all of them by updatedAt."""
+        """Return the ids on a table's list, or on the list of deactivated users, in list order.
+
+        With the list order "scattered", messages are in the order of their ids, and all other
+        records are in an order that a client cannot predict.
+        """
         rules = self._behaviour
         users = rules.user_lists if table == "users" else ""
         shown = (rules.lists_show_deleted, users, deactivated)
@@ -138,28 +141,28 @@ class Store:
         return [self._records[table][record_id] for record_id in ids]
 
     def indexed(self, table: str, record_id: str) -> dict:
-        """Return a record as the search index has it, which decides whether it is found."""
+        """Return a record's state in the search index, which determines whether it matches."""
         return self._indexed[table][record_id]
 
     def shown(self, table: str, record_id: str) -> dict:
-        """Return a record that was found as search shows it."""
+        """Return the state of a matching record that search returns."""
         indexed = self._indexed[table][record_id]
         if self._behaviour.shows_current:
             return self._records[table].get(record_id, indexed)
         return indexed
 
     def insertion_order(self, table: str) -> Dict[str, int]:
-        """Return the place of each record by when it came. A change moves none."""
+        """Return the position of each record in insertion order. Changing a record keeps it."""
         return {record_id: place for place, record_id in enumerate(self._records[table])}
 
     def settle(self) -> None:
-        """Let a search index that lags behind catch up at once."""
+        """Bring a lagging search index up to date immediately."""
         for _, table, record_id in self._pending:
             self._index(table, record_id)
         self._pending.clear()
 
     def keys(self, table: str) -> List[Tuple[str, str]]:
-        """Return (updatedAt, id) of every record in the search index, ascending."""
+        """Return (updatedAt, id) of every record in the search index, in ascending order."""
         now = time.monotonic()
         while self._pending and self._pending[0][0] <= now:
             _, of_table, record_id = self._pending.pop(0)
@@ -188,13 +191,13 @@ class Store:
 
 
 def _is_listed(record: dict, shows_deleted: bool, user_lists: str, deactivated: bool) -> bool:
-    """Return whether a list has a record; `user_lists` is empty for any but users."""
+    """Return whether a record is on a list. `user_lists` is empty for all tables but users."""
     attributes = record["attributes"]
     if attributes.get("deleted") is True and not shows_deleted:
         return False
     if user_lists in ("", "ignores_deleted") or user_lists == "together" and not deactivated:
         return True
-    # A user has this time when, and only when, it was deactivated.
+    # Only deactivated users have this time.
     return deactivated is bool(attributes.get("deletedAt"))
 
 
@@ -203,14 +206,14 @@ def _key(record: dict) -> Tuple[str, str]:
 
 
 class RateLimits:
-    """The budgets of a window: one for all requests, one for searches."""
+    """The limits of a window: one for all requests and one for searches."""
 
     def __init__(self, behaviour: Behaviour):
         self._behaviour = behaviour
         self._ends, self._used = 0.0, {"org": 0, "search": 0}
 
     def take(self, is_search: bool) -> Tuple[bool, Dict[str, str]]:
-        """Count a request, and return whether it is within the limits, and the headers to send."""
+        """Count a request. Return whether it is within the limits, and the headers to send."""
         now, rules = time.time(), self._behaviour
         if now >= self._ends:
             self._ends, self._used = now + rules.window_seconds, {"org": 0, "search": 0}
@@ -227,7 +230,7 @@ class RateLimits:
             "x-ratelimit-remaining": str(max(left - 1, 0)),
         }
         if left <= 0 or rules.reset_on_every_answer:
-            # Windows pass by this machine's clock, so that the other may be set at any time.
+            # Windows follow this machine's clock, because a test may change Kustomer's clock.
             offset = rules.clock_offset_seconds
             headers.update(
                 reset_headers(rules.rate_limit_reset, self._ends + offset, now + offset)
@@ -236,8 +239,10 @@ class RateLimits:
 
 
 def reset_headers(kind: str, ends: float, now: float) -> Dict[str, str]:
-    """Return the headers that say at `now`, in one of the RESETS ways, that a window ends at
-    `ends`; both by Kustomer's clock."""
+    """Return the headers that report the end of a window in the format `kind`, one of RESETS.
+
+    `ends` and `now` are times on Kustomer's clock.
+    """
     left = max(ends - now, 0)
     return {
         "epoch": {"x-ratelimit-reset": str(math.ceil(ends))},
@@ -252,14 +257,14 @@ def reset_headers(kind: str, ends: float, now: float) -> Dict[str, str]:
 
 
 class Api:
-    """Answers requests from a store. Knows nothing of sockets."""
+    """Responds to requests from a store, independently of the network."""
 
     def __init__(self, store: Store, behaviour: Behaviour, api_key: str):
         self.store, self.behaviour, self._api_key = store, behaviour, api_key
         self._limits, self._finder = RateLimits(behaviour), Finder(store, behaviour)
 
     def answer(self, request: Request) -> Answer:
-        """Return what Kustomer answers, error bodies included."""
+        """Return Kustomer's response, which may be an error."""
         headers: Dict[str, str] = {}
         try:
             self._check_key(request)
@@ -309,7 +314,7 @@ class Api:
         reachable = ids if rules.list_window is None else ids[: rules.list_window]
         if paging.begin >= len(reachable) < len(ids) and rules.list_window_status:
             raise ApiError(
-                rules.list_window_status, "too_deep", "The page is out of reach", "page"
+                rules.list_window_status, "too_deep", "The page is beyond the limit", "page"
             )
         records = self.store.page(table, reachable[paging.begin : paging.end])
         more = paging.end < len(ids if rules.list_window_status else reachable)
@@ -321,7 +326,7 @@ class Api:
         for name in values:
             text = request.params.get(name, str(values[name]))
             if not text.isascii() or not text.isdigit() or int(text) < 1:
-                raise ApiError(400, "invalid_parameter", f"{name} takes a positive number", name)
+                raise ApiError(400, "invalid_parameter", f"{name} must be a positive number", name)
             values[name] = int(text)
         page, asked = values["page"], values["pageSize"]
         allowed = rules.allowed_page_sizes
@@ -344,13 +349,13 @@ class Api:
         window = rules.search_window
         too_deep = window is not None and paging.page > 1 and paging.end > window
         if paging.page > SEARCH_MAX_PAGES or too_deep:
-            raise ApiError(400, "page_limit", "The page is out of reach", "page")
+            raise ApiError(400, "page_limit", "The page is beyond the limit", "page")
         table, found = CONTEXTS[query.context], self._finder.find(query)
         if "page" in rules.ignores:
             paging = paging._replace(page=1)
         keys = found[paging.begin : paging.end]
         records = [self.store.shown(table, key[1]) for key in keys if key[1] not in rules.hidden]
-        # On page 100 of more, the next link points to page 101, which is refused.
+        # If there are more pages, page 100 links to page 101, although page 101 is refused.
         more, total = paging.end < len(found), min(len(found), window or len(found))
         payload = self._envelope(request, records, paging, more, total)
         payload["meta"]["aggregations"] = {}

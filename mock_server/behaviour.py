@@ -6,7 +6,7 @@ from typing import FrozenSet, Optional, Set
 
 from mock_server.records import TYPES
 
-# The contexts of search, and the table of each.
+# The contexts of search, and the table that each one searches.
 CONTEXTS = {
     "customer": "customers",
     "message": "messages",

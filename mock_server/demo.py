@@ -1,4 +1,4 @@
-"""The demo: a first and an incremental sync from the mock to a warehouse of its own."""
+"""The demo: a first sync and an incremental sync from the mock to a separate warehouse."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from mock_server.records import TABLES, make_records
 from mock_server.server import MockKustomer
 
 PROJECT = Path(__file__).resolve().parent.parent
-# Not the project folder, which has the warehouse and the state of real syncs.
+# The project folder itself may have the warehouse and the state of real syncs.
 FOLDER = PROJECT / "build" / "demo"
 WAREHOUSE = FOLDER / "files" / "warehouse.db"
 _RECORDS = {
@@ -28,7 +28,7 @@ _RECORDS = {
     "teams": 3,
     "tags": 8,
 }
-_PICTURES = {
+_CHARTS = {
     "Messages a day by channel": """
         pivot (
           select created_at::date as date, strftime(created_at, '%a %d %b') as day, channel,
@@ -59,7 +59,7 @@ _PICTURES = {
         from brands order by minutes
     """,
 }
-# How many records the demo changes and deletes between its two syncs.
+# The numbers of records that the demo changes and deletes between its two syncs.
 _CHANGES = {
     "customers": (12, 2),
     "companies": (3, 0),
@@ -84,7 +84,7 @@ def main() -> int:
         _sync("First sync")
         first = _contents()
         print("In the warehouse, without deleted rows: " + _numbers(first) + ".")
-        for title, query in _PICTURES.items():
+        for title, query in _CHARTS.items():
             _draw(title, query)
         changed = _change_some(server)
         print("\nSome records have been changed, added and deleted in Kustomer.")
@@ -111,7 +111,7 @@ def _sync(title: str) -> None:
 
 
 def _contents() -> Contents:
-    """Return all rows that are not deleted, by table and id, without the time of their sync."""
+    """Return all rows that are not deleted, by table and id, without `_fivetran_synced`."""
     contents = {}
     with duckdb.connect(str(WAREHOUSE), read_only=True) as warehouse:
         for table in TABLES:

@@ -105,11 +105,11 @@ class FaultOrders:
     def clear(self) -> None:
         self._orders.clear()
 
-    def meet(self, path: str, number: int) -> List[Fault]:
+    def affecting(self, path: str, number: int) -> List[Fault]:
         """Return the faults that affect request `number` (from 1) for `path`."""
-        return [fault for fault in self._orders if self._meets(fault, path, number)]
+        return [fault for fault in self._orders if self._affects(fault, path, number)]
 
-    def _meets(self, fault: Fault, path: str, number: int) -> bool:
+    def _affects(self, fault: Fault, path: str, number: int) -> bool:
         if not path.endswith(fault.path) or number <= fault.after or fault.times == 0:
             return False
         if self._random.random() >= fault.rate:

@@ -1,4 +1,4 @@
-"""Runs the `fivetran` command as tests and the demo need it: with nothing asked of the internet."""
+"""Runs the `fivetran` command for tests and the demo, without access to the internet."""
 
 import contextlib
 import os
@@ -14,12 +14,14 @@ from typing import Dict, Iterator, Optional
 def fivetran_process(
     *arguments: str, environment: Optional[Dict[str, str]] = None
 ) -> Iterator[subprocess.Popen]:
-    """Yield a running `fivetran` command of this Python's environment, in a process group of its
-    own; what it prints comes as text from `stdout`."""
+    """Yield a running `fivetran` command from the environment of this Python.
+
+    The command has its own process group. Its output can be read from `stdout` as text.
+    """
     commands = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as folder:
-        # The SDK looks for missing dependencies with this command, which asks a website. That is
-        # not what is tried here, and must not make it wait where there is no internet.
+        # The SDK runs pipreqs to find missing dependencies, and pipreqs sends requests to a
+        # website. This replacement does nothing, so that no time is lost without the internet.
         scan = Path(folder, "pipreqs")
         scan.write_text("#!/bin/sh\nexit 0\n")
         scan.chmod(0o755)
@@ -37,7 +39,7 @@ def fivetran_process(
         try:
             yield process
         finally:
-            # After Ctrl-C, or a test that failed, nothing is left that runs on.
+            # Ends all processes of the group, also after Ctrl-C or a failed test.
             if hasattr(os, "killpg"):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -50,7 +52,7 @@ def fivetran_process(
 def run_fivetran(
     *arguments: str, environment: Optional[Dict[str, str]] = None
 ) -> subprocess.CompletedProcess:
-    """Run the `fivetran` command to its end, and return what it printed and its exit code."""
+    """Run the `fivetran` command until it ends, and return its output and exit code."""
     with fivetran_process(*arguments, environment=environment) as process:
         output, _ = process.communicate()
     return subprocess.CompletedProcess(arguments, process.returncode, output)

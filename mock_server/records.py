@@ -1,6 +1,6 @@
-"""Made-up Kustomer records, the same for the same seed and day.
+"""Made-up Kustomer records, which depend only on the seed and the day.
 
-Values come from pools filled by faker, so that a hundred thousand records take seconds.
+Values are chosen from pools that faker fills, so that making 100,000 records takes seconds.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ TYPES = {
 TABLES = tuple(TYPES)
 ORG_ID = "57f29863a1dbf61100e6aa92"
 
-# The type and path of each relationship. The customer of a message is of type "customers" in
-# Kustomer's own samples.
+# The type and path of each relationship. In Kustomer's samples, the customer of a message has
+# the type "customers".
 _RELATED = {
     "company": ("company", "companies"),
     "customer": ("customers", "customers"),
@@ -38,7 +38,7 @@ _LOCALES = ("en_US", "de_DE", "ja_JP", "ru_RU", "zh_CN", "el_GR", "he_IL", "hi_I
 _POOL_SIZE = 40
 _LONG_BODY_CHARACTERS = 20_000
 _SAME_MOMENT_MESSAGES = 700
-_MOST_MESSAGES_OF_CONVERSATION = 12
+_MAX_CONVERSATION_MESSAGES = 12
 _TEAM_NAMES = ("Support", "Billing", "Returns", "Escalations", "Sales", "Fraud")
 _TAG_NAMES = ("refund", "shipping", "damaged", "login", "invoice", "discount", "feedback", "vip")
 _APPS = {
@@ -53,12 +53,12 @@ Records = Dict[str, Dict[str, dict]]
 
 
 def time_text(moment: datetime) -> str:
-    """Return a UTC moment as Kustomer writes it, to the millisecond."""
+    """Return a time in Kustomer's format: UTC, with milliseconds."""
     return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def scattered(record_id: str) -> bytes:
-    """Return a sort key that puts records into an order no client could know."""
+    """Return a sort key that puts records into an order that a client cannot predict."""
     return hashlib.blake2b(record_id.encode(), digest_size=8).digest()
 
 
@@ -80,13 +80,13 @@ def make_records(
     """Return records by table and id.
 
     Args:
-        customers, companies, brands, messages, notes, users, teams, tags: how many of each. There
-            are as many conversations as the messages belong to, two to twelve messages in each.
-        seed: the same seed, numbers and `before` give the same records.
-        days: `updatedAt` lies in this many days before `before`; `createdAt` may lie years back.
-        before: an aware time; midnight UTC of today when None.
-        same_moment: this many messages share one `updatedAt`; none do when there are fewer than
-            twice as many.
+        customers, companies, brands, messages, notes, users, teams, tags: the number of each.
+            Each conversation has two to twelve of the messages.
+        seed: the random seed. The same seed, numbers and `before` result in the same records.
+        days: `updatedAt` is at most this many days before `before`. `createdAt` may be years ago.
+        before: a time with a time zone. The default is today's midnight, UTC.
+        same_moment: this many messages share one `updatedAt`. If there are fewer than twice as
+            many messages, none do.
     """
     if before is None:
         before = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -100,11 +100,11 @@ def make_records(
         "brands": brands,
         "customers": customers,
     }.items():
-        maker.many(table, number)
-    maker.converse(messages)
-    maker.many("notes", notes)
+        maker.add_many(table, number)
+    maker.add_conversations(messages)
+    maker.add_many("notes", notes)
     if messages >= 2 * same_moment > 0:
-        _share_one_moment(records["messages"], same_moment)
+        _share_updated_at(records["messages"], same_moment)
     return records
 
 
@@ -113,20 +113,20 @@ def _moment(text: str) -> datetime:
 
 
 def _numbered(names: tuple, place: int) -> str:
-    """Return a name for each place, with a number once all names are used."""
+    """Return the name at a position. Once all names are used, they repeat with a number."""
     rounds, index = divmod(place, len(names))
     return f"{names[index]} {rounds + 1}" if rounds else names[index]
 
 
-def _share_one_moment(messages: Dict[str, dict], number: int) -> None:
+def _share_updated_at(messages: Dict[str, dict], number: int) -> None:
     chosen = list(messages.values())[-number:]
     moment = max(message["attributes"]["updatedAt"] for message in chosen)
     for message in chosen:
         message["attributes"]["updatedAt"] = moment
 
 
-class _Talk(NamedTuple):
-    """What the messages of a conversation have in common."""
+class _Thread(NamedTuple):
+    """The values that the messages of a conversation share."""
 
     conversation: str
     customer: str
@@ -137,7 +137,7 @@ class _Talk(NamedTuple):
 
 
 class _Words(NamedTuple):
-    """What records are made of, in many languages."""
+    """The pools of values for records, in many languages."""
 
     names: List[str]
     first_names: List[str]
@@ -149,7 +149,7 @@ class _Words(NamedTuple):
     domains: List[str]
 
 
-# Takes longer than making a hundred records from it.
+# Cached, because filling the pools takes longer than making a hundred records.
 @lru_cache(maxsize=16)
 def _words(seed: int) -> _Words:
     # Importing faker takes longer than most commands of this package that need no records.
@@ -179,9 +179,9 @@ def _words(seed: int) -> _Words:
 
 
 class _Maker:
-    """Makes single records. Shared values are never changed in place: a record is replaced.
+    """Makes records. Records share values, which are never changed in place.
 
-    Where a table has no records, others refer to made-up ids of it.
+    If a table has no records, other records refer to made-up ids instead.
     """
 
     def __init__(self, seed: int, start: datetime, end: datetime):
@@ -196,8 +196,8 @@ class _Maker:
         self.long_body = ("A long story. " * _LONG_BODY_CHARACTERS)[:_LONG_BODY_CHARACTERS]
         self.made = 0
 
-    def many(self, table: str, number: int) -> None:
-        """Add so many records to a table."""
+    def add_many(self, table: str, number: int) -> None:
+        """Add `number` records to a table."""
         make = getattr(self, TYPES[table])
         for _ in range(number):
             self._add(table, make())
@@ -206,13 +206,13 @@ class _Maker:
         self.records[table][record["id"]] = record
 
     def _ids(self, table: str) -> List[str]:
-        """Return the ids that others may refer to, once no more are made."""
+        """Return the ids that other records may refer to. Call it when the table is complete."""
         if table not in self.pools:
             self.pools[table] = list(self.records[table]) or self.made_up[table]
         return self.pools[table]
 
-    def _some(self, table: str, most: int) -> List[str]:
-        """Return up to so many ids of a table."""
+    def _sample(self, table: str, most: int) -> List[str]:
+        """Return at most `most` random ids of a table."""
         ids = self._ids(table)
         return self.random.sample(ids, min(self.random.randrange(most + 1), len(ids)))
 
@@ -223,7 +223,10 @@ class _Maker:
         return self.random.random() < share
 
     def _times(self) -> Dict[str, str]:
-        """Return createdAt, updatedAt and at times modifiedAt; importers set old createdAt."""
+        """Return createdAt, updatedAt and sometimes modifiedAt.
+
+        Some records are created years before, because importers may set createdAt.
+        """
         updated = self.start + timedelta(milliseconds=int(self.random.random() * self.span))
         age = self.random.random() * (3000 if self._chance(0.1) else 5)
         times = {"createdAt": time_text(updated - timedelta(days=age))}
@@ -233,14 +236,14 @@ class _Maker:
         return times
 
     def _new_id(self) -> str:
-        """Return an id; ids are in the order of making."""
+        """Return an id that is greater than all ids before."""
         self.made += 1
         return f"{0x66000000 + self.made:08x}{self._hex(16)}"
 
     def _record(
         self, table: str, attributes: dict, record_id: str = "", **related: Optional[str]
     ) -> dict:
-        """Return a record around its attributes."""
+        """Return a record with these attributes, its relationships and its links."""
         record_id = record_id or self._new_id()
         relationships = {
             "org": {
@@ -249,7 +252,7 @@ class _Maker:
             }
         }
         if table == "customers" and self._chance(0.5):
-            # Some relationships only say where to look.
+            # Some relationships have only a link.
             relationships["messages"] = {"links": {"self": f"/v1/customers/{record_id}/messages"}}
         for name, related_id in related.items():
             if related_id:
@@ -269,7 +272,7 @@ class _Maker:
     def company(self) -> dict:
         choose, domain = self.random.choice, self.random.choice(self.words.domains)
         attributes = {"name": choose(self.words.company_names), **self._times()}
-        attributes["tags"] = self._some("tags", 2)
+        attributes["tags"] = self._sample("tags", 2)
         if self._chance(0.8):
             attributes["domains"] = [{"domain": domain}, {"domain": choose(self.words.domains)}]
         elif self._chance(0.5):
@@ -321,14 +324,14 @@ class _Maker:
             "lastConversation": {"tags": [], "sentiment": {}},
             "conversationCounts": {"done": 3, "open": 1, "snoozed": 0, "all": 4},
             "preview": {},
-            "tags": self._some("tags", 2),
+            "tags": self._sample("tags", 2),
             "progressiveStatus": None,
             "verified": self._chance(0.5),
             "rev": self.random.randrange(1, 50),
             **self._times(),
         }
         attributes["lastActivityAt"] = attributes["updatedAt"]
-        self._make_odd(attributes)
+        self._vary_customer(attributes)
         companies = list(self.records["companies"]) and self._ids("companies")
         return self._record(
             "customers",
@@ -336,8 +339,8 @@ class _Maker:
             company=choose(companies) if companies and self._chance(0.7) else None,
         )
 
-    def _make_odd(self, customer: dict) -> None:
-        """Make a customer one of those that are not complete, or have more than most."""
+    def _vary_customer(self, customer: dict) -> None:
+        """Remove or add attributes that only some customers have."""
         choose = self.random.choice
         if self._chance(0.1):
             del customer["name"]
@@ -368,20 +371,20 @@ class _Maker:
             for _ in range(number)
         ]
 
-    def converse(self, messages: int) -> None:
-        """Add so many messages, and the conversations that they belong to."""
+    def add_conversations(self, messages: int) -> None:
+        """Add `messages` messages and their conversations."""
         while messages:
-            size = min(self.random.randint(2, _MOST_MESSAGES_OF_CONVERSATION), messages)
+            size = min(self.random.randint(2, _MAX_CONVERSATION_MESSAGES), messages)
             if messages - size == 1:
-                # A single message would be left for the last conversation.
-                size += 1 if size < _MOST_MESSAGES_OF_CONVERSATION else -1
+                # Otherwise a single message would remain for the last conversation.
+                size += 1 if size < _MAX_CONVERSATION_MESSAGES else -1
             messages -= size
             self._add_conversation(size)
 
     def _add_conversation(self, size: int) -> None:
-        """Add a conversation of one customer on one channel, and its messages in turn."""
+        """Add a conversation of one customer on one channel, with `size` messages."""
         choose = self.random.choice
-        talk = _Talk(
+        thread = _Thread(
             conversation=self._new_id(),
             customer=choose(self._ids("customers")),
             channel=choose(tuple(_APPS)),
@@ -390,18 +393,18 @@ class _Maker:
             team=choose(self._ids("teams")),
         )
         brand = choose(self._ids("brands"))
-        kinds = list(self._turns(size))
-        slowness = (1 + self._ids("teams").index(talk.team)) * (
+        kinds = list(self._direction_types(size))
+        delay_factor = (1 + self._ids("teams").index(thread.team)) * (
             1 + self._ids("brands").index(brand)
         )
-        moments = self._moments(kinds, slowness)
-        said = []
+        moments = self._message_times(kinds, delay_factor)
+        messages = []
         for kind, moment in zip(kinds, moments):
-            said.append(self._message(talk, kind, moment))
-            self._add("messages", said[-1])
-        self._add("conversations", self._conversation(talk, brand, said))
+            messages.append(self._message(thread, kind, moment))
+            self._add("messages", messages[-1])
+        self._add("conversations", self._conversation(thread, brand, messages))
 
-    def _turns(self, size: int) -> Iterator[str]:
+    def _direction_types(self, size: int) -> Iterator[str]:
         """Yield the directionType of each message of a conversation."""
         answered = size > 3 or self._chance(0.5)
         yield "initial-in"
@@ -410,14 +413,16 @@ class _Maker:
         for _ in range(size - 2):
             yield "followup-out" if answered and self._chance(0.5) else "followup-in"
 
-    def _moments(self, kinds: List[str], slowness: int) -> List[datetime]:
-        """Return when each message was written: minutes to hours apart, answers more slowly the
-        slower a team and a brand are."""
+    def _message_times(self, kinds: List[str], delay_factor: int) -> List[datetime]:
+        """Return the time of each message. Messages are minutes to hours apart.
+
+        The time before a first response is proportional to `delay_factor`.
+        """
         gaps = [0.0]
         for kind in kinds[1:]:
             minutes = self.random.lognormvariate(3.0, 0.8)
-            gaps.append(minutes * 60_000 * (slowness if kind == "response-out" else 2))
-        # The last one leaves room for what happens to it before the end.
+            gaps.append(minutes * 60_000 * (delay_factor if kind == "response-out" else 2))
+        # The last message is written before the end, so that it can still be updated.
         longest = self.span * 0.99
         scale = min(1.0, longest / (sum(gaps) or 1))
         moment = self.random.random() * (longest - sum(gaps) * scale)
@@ -428,30 +433,30 @@ class _Maker:
         return moments
 
     def _updated(self, moment: datetime) -> datetime:
-        """Return when something of this moment was last updated: up to a day later."""
+        """Return an update time up to one day after `moment`, but not after the last day."""
         left = self.start + timedelta(milliseconds=self.span) - moment
         return moment + min(timedelta(days=1), left) * self.random.random() ** 4
 
-    def _conversation(self, talk: _Talk, brand: str, said: List[dict]) -> dict:
-        """Return the conversation that these messages make."""
+    def _conversation(self, thread: _Thread, brand: str, messages: List[dict]) -> dict:
+        """Return the conversation of these messages."""
         choose = self.random.choice
-        first, last = said[0]["attributes"], said[-1]["attributes"]
-        answers = [message for message in said if message["attributes"]["direction"] == "out"]
-        status = choose(("done", "done", "open", "snoozed")) if answers else "open"
+        first, last = messages[0]["attributes"], messages[-1]["attributes"]
+        replies = [one for one in messages if one["attributes"]["direction"] == "out"]
+        status = choose(("done", "done", "open", "snoozed")) if replies else "open"
         ended_at = time_text(self._updated(_moment(last["createdAt"])))
         attributes = {
-            "name": talk.subject,
+            "name": thread.subject,
             "preview": last["preview"],
-            "channels": [talk.channel],
+            "channels": [thread.channel],
             "status": status,
             "direction": first["direction"],
             "priority": self.random.randint(1, 5),
-            "tags": self._some("tags", 3),
-            "assignedUsers": [talk.user] if answers else [],
-            "assignedTeams": [talk.team],
-            "messageCount": len(said),
+            "tags": self._sample("tags", 3),
+            "assignedUsers": [thread.user] if replies else [],
+            "assignedTeams": [thread.team],
+            "messageCount": len(messages),
             "noteCount": 0,
-            "outboundMessageCount": len(answers),
+            "outboundMessageCount": len(replies),
             "doneCount": int(status == "done"),
             "reopenCount": self.random.randrange(2) if status == "done" else 0,
             "snooze": {},
@@ -465,26 +470,26 @@ class _Maker:
             "lastMessageAt": last["createdAt"],
             "rev": self.random.randrange(1, 50),
         }
-        if answers:
-            attributes["firstResponse"] = self._response(said[0], answers[0])
-            attributes["lastResponse"] = self._response(said[0], answers[-1])
+        if replies:
+            attributes["firstResponse"] = self._response(messages[0], replies[0])
+            attributes["lastResponse"] = self._response(messages[0], replies[-1])
         if status == "done":
-            done = {"createdBy": talk.user, "createdAt": ended_at, "messageCount": len(said)}
+            done = {"createdBy": thread.user, "createdAt": ended_at, "messageCount": len(messages)}
             attributes.update(firstDone=done, lastDone=done)
             attributes.update(endedAt=ended_at, endedReason="manual", endedByType="user")
-        self._make_conversation_odd(attributes)
+        self._vary_conversation(attributes)
         return self._record(
             "conversations",
             attributes,
-            talk.conversation,
-            customer=talk.customer,
+            thread.conversation,
+            customer=thread.customer,
             brand=brand,
             queue=choose(self.queues) if self._chance(0.5) else None,
-            createdBy=talk.user if self._chance(0.1) else None,
+            createdBy=thread.user if self._chance(0.1) else None,
         )
 
-    def _make_conversation_odd(self, conversation: dict) -> None:
-        """Leave out of a conversation, or add to it, what not every one has."""
+    def _vary_conversation(self, conversation: dict) -> None:
+        """Remove or add attributes that only some conversations have."""
         if self._chance(0.3):
             conversation["externalId"] = (
                 f"<{self._hex(16)}@{self.random.choice(self.words.domains)}>"
@@ -501,23 +506,26 @@ class _Maker:
             conversation["deleted"] = True
 
     @staticmethod
-    def _response(asked: dict, answer: dict) -> dict:
-        """Return what a conversation says of one of its answers; times in milliseconds."""
-        asked_at, at = (_moment(record["attributes"]["createdAt"]) for record in (asked, answer))
+    def _response(first: dict, reply: dict) -> dict:
+        """Return a conversation's firstResponse or lastResponse.
+
+        `first` is the conversation's first message. The response time is in milliseconds.
+        """
+        asked_at, at = (_moment(record["attributes"]["createdAt"]) for record in (first, reply))
         return {
-            "id": answer["id"],
-            "createdBy": answer["relationships"]["createdBy"]["data"]["id"],
-            "createdAt": answer["attributes"]["createdAt"],
+            "id": reply["id"],
+            "createdBy": reply["relationships"]["createdBy"]["data"]["id"],
+            "createdAt": reply["attributes"]["createdAt"],
             "responseTime": int((at - asked_at) / timedelta(milliseconds=1)),
         }
 
-    def _message(self, talk: _Talk, kind: str, moment: datetime) -> dict:
+    def _message(self, thread: _Thread, kind: str, moment: datetime) -> dict:
         choose = self.random.choice
         incoming, body = kind.endswith("-in"), choose(self.words.paragraphs)
         created = time_text(moment)
         attributes = {
-            "channel": talk.channel,
-            "app": _APPS[talk.channel],
+            "channel": thread.channel,
+            "app": _APPS[thread.channel],
             "direction": "in" if incoming else "out",
             "directionType": kind,
             "status": "received" if incoming else "sent",
@@ -529,19 +537,19 @@ class _Maker:
             "createdAt": created,
             "updatedAt": time_text(self._updated(moment)),
         }
-        self._assign(attributes, talk)
+        self._assign(attributes, thread)
         if self._chance(0.3):
             attributes["modifiedAt"] = attributes["updatedAt"]
         if self._chance(0.8):
             attributes["sentAt"] = created
-        if talk.channel == "email":
-            # Documented samples have the subject here, and not among the attributes.
+        if thread.channel == "email":
+            # Documented samples have the subject in meta, not among the attributes.
             place = attributes if self._chance(0.1) else attributes["meta"]
-            place["subject"] = talk.subject
+            place["subject"] = thread.subject
             attributes["externalId"] = f"<{self._hex(16)}@{choose(self.words.domains)}>"
-        # No documented answer has a body; preview is what comes.
+        # No documented response has a body. They have a preview instead.
         if self._chance(0.1):
-            attributes["body"] = f"{body}\n\n-- \n{talk.subject}"
+            attributes["body"] = f"{body}\n\n-- \n{thread.subject}"
         if self._chance(0.002):
             attributes["body"] = self.long_body
         if self._chance(0.1):
@@ -551,30 +559,30 @@ class _Maker:
         return self._record(
             "messages",
             attributes,
-            customer=talk.customer,
-            conversation=talk.conversation,
-            createdBy=None if incoming else talk.user,
+            customer=thread.customer,
+            conversation=thread.conversation,
+            createdBy=None if incoming else thread.user,
         )
 
-    def _assign(self, message: dict, talk: _Talk) -> None:
-        """Say of most messages who wrote them and who has to answer."""
+    def _assign(self, message: dict, thread: _Thread) -> None:
+        """Set the teams of the author and the assigned users and teams of most messages."""
         incoming = message["direction"] == "in"
         for name, table, known in (
-            ("createdByTeams", "teams", [] if incoming else [talk.team]),
-            ("assignedUsers", "users", [] if incoming else [talk.user]),
-            ("assignedTeams", "teams", [talk.team]),
+            ("createdByTeams", "teams", [] if incoming else [thread.team]),
+            ("assignedUsers", "users", [] if incoming else [thread.user]),
+            ("assignedTeams", "teams", [thread.team]),
         ):
-            more = self._some(table, 1) if self._chance(0.2) else []
+            more = self._sample(table, 1) if self._chance(0.2) else []
             if self._chance(0.8):
                 message[name] = known + [one for one in more if one not in known]
 
     def note(self) -> dict:
-        """Return a note on a conversation, and count it there."""
+        """Return a note on a conversation, and increment the conversation's noteCount."""
         conversation_id = self.random.choice(self._ids("conversations"))
         conversation = self.records["conversations"].get(conversation_id)
         attributes = {"body": self.random.choice(self.words.paragraphs), **self._times()}
         if self._chance(0.3):
-            attributes["userMentions"] = self._some("users", 2)
+            attributes["userMentions"] = self._sample("users", 2)
         if self._chance(0.1):
             attributes["externalId"] = f"note-{self._hex(6)}"
         customer = self.random.choice(self._ids("customers"))
@@ -590,7 +598,7 @@ class _Maker:
         )
 
     def user(self) -> dict:
-        """Return a user; one in six is deactivated."""
+        """Return a user. Every sixth user is deactivated."""
         number = len(self.records["users"])
         name = self.random.choice(self.words.names)
         attributes = {
@@ -613,11 +621,11 @@ class _Maker:
         return self._record("users", attributes)
 
     def team(self) -> dict:
-        """Return a team of some of the users."""
+        """Return a team with up to five of the users as members."""
         attributes = {
             "name": _numbered(_TEAM_NAMES, len(self.records["teams"])),
             "icon": "users",
-            "members": self._some("users", 5),
+            "members": self._sample("users", 5),
             "roleGroups": self.random.sample(self.role_groups, self.random.randrange(3)),
             **self._times(),
         }
@@ -635,7 +643,7 @@ class _Maker:
         return self._record("tags", attributes)
 
     def _message_meta(self) -> dict:
-        """Return meta with `to` as Kustomer gives it: an array, an object or a text."""
+        """Return meta. In Kustomer's responses, `to` is an array, an object or a string."""
         address = self.random.choice(self.words.emails)
         to = self.random.choice(([{"email": address}], {"email": address}, address))
         return {"to": to, "cc": [], "from": self.random.choice(self.words.emails)}

@@ -1,6 +1,6 @@
-"""What a search finds: criteria, order, and what the index does not show.
+"""The mock's search: validates a query, and filters and sorts the records in the index.
 
-Written from https://developer.kustomer.com/docs/concepts/search.
+Based on https://developer.kustomer.com/docs/concepts/search.
 """
 
 import bisect
@@ -20,20 +20,20 @@ _OPERATORS = {
     "lt": lambda value, bound: value < bound,
     "lte": lambda value, bound: value <= bound,
 }
-# Criteria may be about any object; what they are about is a choice of what Kustomer documents.
+# Criteria may refer to any object. These are some of the attributes that Kustomer documents.
 _ATTRIBUTE = re.compile(
     r"(customer|company|message|conversation|note)_(updated_at|created_at|status|channel)"
 )
-# Later than any updatedAt, and above any id.
+# Greater than any updatedAt and any id.
 _HIGH = "\U0010ffff"
-# https://developer.kustomer.com/docs/concepts/search: older records are out of search's sight.
+# https://developer.kustomer.com/docs/concepts/search: search does not return older records.
 _HORIZON = timedelta(days=730)
 
 Key = Tuple[str, str]
 
 
 class QueryError(Exception):
-    """A search that Kustomer refuses: code, message, and the part that is wrong."""
+    """A search that Kustomer refuses. The arguments are code, message and the invalid part."""
 
 
 class Criterion(NamedTuple):
@@ -45,7 +45,7 @@ class Criterion(NamedTuple):
 
 
 class Query(NamedTuple):
-    """A search's body, checked. `sort` is an attribute and a direction, or None."""
+    """A validated search body. `sort` is an attribute and a direction, or None."""
 
     context: str
     criteria: List[Criterion]
@@ -54,7 +54,7 @@ class Query(NamedTuple):
 
 
 def parse_query(body, rules: Behaviour) -> Query:
-    """Return the query of a search's body, or raise QueryError."""
+    """Return the query of a search body. Raises QueryError if the body is invalid."""
     body = body if isinstance(body, dict) else {}
     unknown = sorted(set(body) - _BODY_FIELDS)
     if unknown:
@@ -92,7 +92,7 @@ def _check_attribute(attribute: str, rules: Behaviour) -> None:
 
 
 def _sort_of(body: dict, context: str, rules: Behaviour) -> Optional[Tuple[str, str]]:
-    """Return what a search is sorted by, None where its sort is ignored."""
+    """Return the attribute and direction to sort by, or None if search does not sort."""
     given = [pair for entry in _entries(body.get("sort") or []) for pair in entry.items()]
     if not given:
         return None
@@ -106,13 +106,13 @@ def _sort_of(body: dict, context: str, rules: Behaviour) -> Optional[Tuple[str, 
 
 
 class Finder:
-    """Answers queries from a store's search index."""
+    """Runs queries on a store's search index."""
 
     def __init__(self, store, rules: Behaviour):
         self._store, self._rules = store, rules
 
     def find(self, query: Query) -> List[Key]:
-        """Return the (updatedAt, id) of all records that match, in the order of the answer."""
+        """Return the (updatedAt, id) of all matching records, in the order of the response."""
         table, own = CONTEXTS[query.context], f"{query.context}_updated_at"
         criteria = [] if "filter" in self._rules.ignores else query.criteria
         if any(self._is_unmapped(criterion.attribute) for criterion in criteria):
@@ -134,7 +134,7 @@ class Finder:
         return self._ordered(table, found, query.sort)
 
     def _is_unmapped(self, attribute: str) -> bool:
-        """Return whether the index lacks an attribute, so that no record matches a bound on it."""
+        """Return whether the index lacks an attribute. No record matches a bound on it then."""
         return attribute == "company_updated_at" and self._rules.company_search == "finds_nothing"
 
     def _ordered(self, table: str, found: List[Key], sort: Optional[Tuple[str, str]]) -> List[Key]:
@@ -154,7 +154,7 @@ class Finder:
         attributes = self._store.indexed(table, record_id)["attributes"]
         if attributes.get("deleted") is True and not query.include_deleted:
             return False
-        # What is asked of other objects is not held here, and so is taken to match.
+        # Criteria on other objects cannot be evaluated here, so they match every record.
         return all(
             _OPERATORS[operator](self._value(table, record_id, attribute), bound)
             for attribute, operator, bound in criteria

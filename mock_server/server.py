@@ -23,11 +23,11 @@ _GZIP_FROM_BYTES = 1_000
 
 
 class PortTakenError(Exception):
-    """The port asked for is in use; the text says which."""
+    """The requested port is in use. The message names the port."""
 
 
 class Exchange(NamedTuple):
-    """A request and what became of it: the status sent, or the kind of fault that ended it."""
+    """A request and its outcome: the status that was sent, or the kind of fault that ended it."""
 
     request: Request
     outcome: str
@@ -35,24 +35,24 @@ class Exchange(NamedTuple):
 
 
 class MockKustomer:
-    """A running Kustomer API on 127.0.0.1, to be used as a context manager.
+    """A Kustomer API on 127.0.0.1. Use it as a context manager.
 
     Args:
-        records: by table and id, as make_records gives them.
-        behaviour: what Kustomer may choose; may be changed while the server runs.
-        api_key: the one key it knows.
-        port: 0 for any free one.
-        compress: whether it gzips for clients that accept that.
-        seed: of the faults' dice.
-        ceiling: how many requests it answers; every further one gets 410, so that a client that
-            never ends fails instead.
+        records: the records by table and id, such as those that make_records returns.
+        behaviour: behavior that Kustomer may choose. It can be changed while the server runs.
+        api_key: the only key that the server accepts.
+        port: the port to listen on; 0 for any free port.
+        compress: whether to compress responses for clients that accept gzip.
+        seed: the random seed of the faults.
+        ceiling: the maximum number of requests. The server responds to all further requests with
+            410, so that a client that would never stop fails instead.
 
-    `store` reads and changes the records. `exchanges` has every request in order. `on_arrival`,
-    when set, is called with each Request, several at the same time, and may hold it back.
-    `before_answer`, when set, is called with each Request before it is answered; `rewrite`, when
-    set, with each Request and Answer, and returns the Answer to send.
+    `store` reads and changes the records. `exchanges` has every request in order. If set,
+    `on_arrival` is called with each Request, concurrently for concurrent requests, and may delay
+    it. If set, `before_answer` is called with each Request before its response is made. If set,
+    `rewrite` is called with each Request and Answer, and returns the Answer to send.
 
-    Raises PortTakenError when the port is in use.
+    Raises PortTakenError if the port is in use.
     """
 
     def __init__(
@@ -103,36 +103,36 @@ class MockKustomer:
 
     @property
     def requests(self) -> List[Request]:
-        """Every request so far, in order."""
+        """All requests so far, in order."""
         return [exchange.request for exchange in self.exchanges]
 
     @property
     def connections(self) -> int:
-        """How many connections the requests so far came over."""
+        """The number of connections that the requests so far used."""
         return len({request.client for request in self.requests})
 
     def configuration(self, **settings: str) -> dict:
-        """Return a connector configuration that points here."""
+        """Return a connector configuration that points to this server."""
         return {"api_key": self.api_key, "base_url": self.url, **settings}
 
     def order(self, fault: Fault) -> None:
-        """Put a fault in force."""
+        """Activate a fault."""
         self._faults.add(fault)
 
     def clear_faults(self) -> None:
-        """End all faults."""
+        """Remove all faults."""
         self._faults.clear()
 
     def exchange(self, request: Request) -> "tuple[Optional[Answer], List[Fault]]":
-        """Return the answer to a request and the faults it meets; for the handler."""
+        """Return the response to a request and the faults that affect it. For the handler."""
         if self.on_arrival:
             self.on_arrival(request)
         with self._lock:
             self._arrived += 1
             if self._ceiling is not None and self._arrived > self._ceiling:
-                errors = [{"code": "gone", "message": "Ceiling", "meta": {}}]
+                errors = [{"code": "gone", "message": "Too many requests for a test", "meta": {}}]
                 return Answer(410, {"errors": errors}), []
-            faults = self._faults.meet(request.path, self._arrived)
+            faults = self._faults.affecting(request.path, self._arrived)
             if any(fault.kind != "latency" for fault in faults):
                 return None, faults
             if self.before_answer:
@@ -141,17 +141,17 @@ class MockKustomer:
             return self.rewrite(request, answer) if self.rewrite else answer, faults
 
     def healthy_answer(self, request: Request) -> Answer:
-        """Return the answer that a fault spoils; for the handler."""
+        """Return the response that a fault is about to corrupt. For the handler."""
         with self._lock:
             return self._api.answer(request)
 
     def note(self, request: Request, outcome: str, body_bytes: int = 0) -> None:
-        """Keep an exchange; for the handler."""
+        """Record an exchange. For the handler."""
         with self._lock:
             self.exchanges.append(Exchange(request, outcome, body_bytes))
 
     def pause(self, seconds: float) -> None:
-        """Wait, but not past the server's end. Raises BrokenPipeError when that has come."""
+        """Wait for some seconds. Raises BrokenPipeError if the server stops meanwhile."""
         if self._stopped.wait(seconds):
             raise BrokenPipeError
 
@@ -167,24 +167,24 @@ def _json_bytes(payload) -> bytes:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # Tests that break connections leave ports in TIME_WAIT; a port in use is still an error.
+    # Tests that reset connections leave ports in TIME_WAIT. A port in use is still an error.
     allow_reuse_address = True
     request_queue_size = 64
     mock: MockKustomer
 
     def handle_error(self, _request, _client_address):
-        """Say nothing of clients that hang up."""
+        """Print nothing when a client closes the connection early."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # Headers and body in one write, and no wait for more: sent apart they wait 40 ms for each
-    # other.
+    # Headers and body are sent in one write. Two small writes would take 40 ms longer, because of
+    # Nagle's algorithm and delayed acknowledgements.
     wbufsize = -1
     disable_nagle_algorithm = True
 
     def log_message(self, *_arguments):
-        """The exchanges are the log."""
+        """Print nothing, because the exchanges serve as the log."""
 
     def do_GET(self):
         self._serve(None)
@@ -225,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.mock.note(request, fault.kind)
             self._drop(fault)
         else:
-            self._send_spoiled(request, fault)
+            self._send_corrupted(request, fault)
 
     def _send_status(self, request: Request, status: int, fault: Fault) -> None:
         if status == 502:
@@ -238,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(request, status, json.dumps(errors).encode(), fault.headers)
 
     def _drop(self, fault: Fault) -> None:
-        """Give no answer: hang for a while, or reset the connection at once."""
+        """Close the connection without a response, either immediately or after a timeout."""
         self.close_connection = True
         if fault.kind == "timeout":
             self.server.mock.pause(fault.seconds)
@@ -246,7 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
-    def _send_spoiled(self, request: Request, fault: Fault) -> None:
+    def _send_corrupted(self, request: Request, fault: Fault) -> None:
         answer = self.server.mock.healthy_answer(request)
         payload = answer.payload
         if fault.kind == "timed_out" and isinstance(payload.get("data"), list):
@@ -267,8 +267,10 @@ class _Handler(BaseHTTPRequestHandler):
         outcome: str = "",
         drip_seconds: float = 0.0,
     ) -> None:
-        """Note the exchange and send its answer; `outcome` is the status where not given. With
-        `drip_seconds` the body goes byte by byte, so many seconds apart."""
+        """Record the exchange and send the response. `outcome` defaults to the status.
+
+        With `drip_seconds`, the body is sent byte by byte, that many seconds apart.
+        """
         accepted = request.headers.get("Accept-Encoding", "")
         self.send_response_only(status)
         if self.server.mock.compress and "gzip" in accepted and len(content) >= _GZIP_FROM_BYTES:
@@ -278,7 +280,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Type": "application/json", **headers}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
-        # Before the first byte leaves: a test may look as soon as it has its answer.
+        # Recorded before the first byte is sent, because a test may check as soon as it has the
+        # response.
         self.server.mock.note(request, outcome or str(status), len(content))
         self.end_headers()
         size = 1 if drip_seconds else len(content) or 1
