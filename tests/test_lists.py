@@ -1,4 +1,4 @@
-"""Reading a list to its end, whatever the server does with pages and whatever moves meanwhile."""
+"""Reading whole lists, with any page sizes and while records change."""
 
 import functools
 from datetime import datetime, timedelta, timezone
@@ -12,12 +12,12 @@ from tests.expected import assert_mirrors
 from tests.support import bare_records, even_times, mock, sync
 
 RECORDS = make_records(customers=250, companies=450, brands=5, messages=300)
-joining_page = connector.__overlapping_page
+overlapping_page = connector.__overlapping_page
 
 
 @functools.cache
 def companies(number: int) -> dict:
-    """Return so many companies, made once: the mock replaces a record, and never changes it."""
+    """Return companies. They can be cached, because the mock never modifies a record in place."""
     return bare_records("companies", even_times(number))
 
 
@@ -26,10 +26,10 @@ def list_requests(server, table: str) -> list:
 
 
 @pytest.mark.parametrize("limit", [20, 50, 99, 100])
-def test_each_list_page_overlaps_the_page_before_at_little_extra_cost(limit):
+def test_each_list_page_overlaps_the_page_before_with_few_additional_pages(limit):
     reached, pages = 0, 0
     while reached < 20_000:
-        number, size = joining_page(reached, limit)
+        number, size = overlapping_page(reached, limit)
         begin, end = (number - 1) * size, number * size
         assert size <= limit and end > reached and (begin < reached or reached == 0)
         reached, pages = end, pages + 1
@@ -79,7 +79,7 @@ def test_a_server_that_returns_smaller_pages_than_requested_is_read_to_the_end(d
         assert_mirrors(destination, server)
 
 
-def test_a_server_that_leaves_records_out_of_pages_is_read_to_the_end(destination):
+def test_a_list_whose_pages_lack_some_records_is_read_to_the_end(destination):
     with mock(RECORDS) as server:
 
         def leave_some_out(request, answer):
@@ -97,7 +97,7 @@ def test_a_server_that_leaves_records_out_of_pages_is_read_to_the_end(destinatio
 
 
 @pytest.mark.parametrize("size", ["20", "100"])
-def test_records_that_leave_a_list_while_it_is_read_hide_no_other(size, destination):
+def test_no_record_is_missed_if_others_leave_the_list_while_it_is_read(size, destination):
     with mock(RECORDS) as server:
 
         def erase_from_the_front(request):
@@ -113,7 +113,7 @@ def test_records_that_leave_a_list_while_it_is_read_hide_no_other(size, destinat
     assert everything - set(erased) <= destination.rows["companies"].keys()
 
 
-def test_records_that_join_a_list_while_it_is_read_arrive_with_the_next_sync(destination):
+def test_no_record_is_missed_if_others_join_the_list_while_it_is_read(destination):
     extra = list(make_records(companies=40, seed=5)["companies"].values())
     with mock(RECORDS) as server:
 
@@ -126,7 +126,7 @@ def test_records_that_join_a_list_while_it_is_read_arrive_with_the_next_sync(des
         assert RECORDS["companies"].keys() <= destination.rows["companies"].keys()
 
 
-def test_a_list_that_repeats_its_page_forever_ends_in_an_error(destination):
+def test_a_list_that_repeats_one_page_forever_is_an_error(destination):
     with mock(RECORDS) as server:
 
         def repeat(request, answer):
@@ -144,7 +144,7 @@ def test_a_list_that_repeats_its_page_forever_ends_in_an_error(destination):
         assert len(list_requests(server, "companies")) < 45
 
 
-def test_a_list_that_never_reports_its_end_ends_in_an_error(destination):
+def test_a_list_that_never_reports_its_end_is_an_error(destination):
     with mock(RECORDS) as server:
 
         def no_end(request, answer):
@@ -160,7 +160,7 @@ def test_a_list_that_never_reports_its_end_ends_in_an_error(destination):
             sync(server, destination)
 
 
-def test_a_total_that_the_list_does_not_reach_is_warned_about(destination):
+def test_a_list_with_fewer_records_than_its_total_is_warned_about(destination):
     with mock(RECORDS) as server:
 
         def count_more(request, answer):
@@ -176,7 +176,7 @@ def test_a_total_that_the_list_does_not_reach_is_warned_about(destination):
     ]
 
 
-def test_brands_are_mirrored_deletions_too(destination):
+def test_brands_are_mirrored_including_deletions(destination):
     with mock(RECORDS) as server:
         sync(server, destination)
         gone, *_ = server.store.listed("brands")
@@ -186,7 +186,7 @@ def test_brands_are_mirrored_deletions_too(destination):
     assert destination.deleted["brands"] == {gone}
 
 
-def test_an_empty_answer_does_not_empty_the_brands(destination):
+def test_an_empty_list_of_brands_deletes_no_rows(destination):
     with mock(RECORDS) as server:
         sync(server, destination)
         for record_id in server.store.listed("brands"):
@@ -195,7 +195,7 @@ def test_an_empty_answer_does_not_empty_the_brands(destination):
     assert len(destination.live("brands")) == 5
 
 
-def test_brands_that_cannot_all_be_read_are_left_as_they_were(destination):
+def test_no_brand_is_deleted_if_the_list_cannot_be_read_to_the_end(destination):
     records = make_records(brands=150)
     with mock(records) as server:
         sync(server, destination)
@@ -212,23 +212,27 @@ def test_brands_that_cannot_all_be_read_are_left_as_they_were(destination):
 def test_links_to_the_next_page_are_never_followed(destination):
     with mock(RECORDS) as server:
 
-        def lead_away(request, answer):
+        def link_to_another_host(request, answer):
             if answer.payload.get("links", {}).get("next"):
                 answer.payload["links"]["next"] = "http://127.0.0.1:1/v1/stolen"
             return answer
 
-        server.rewrite = lead_away
+        server.rewrite = link_to_another_host
         sync(server, destination)
         assert_mirrors(destination, server)
 
 
 def listing(number: int, **rules):
-    """Return a mock whose companies can be read from their list only, and many of them."""
+    """Return a mock with `number` companies, which can only be read from their list."""
     return mock(companies(number), **rules)
 
 
 def erase_before_requests(server, every: int, number: int, at: int = 0, limit: int = 10**6):
-    """Erase companies from the front of their list before each so many requests."""
+    """Erase `number` companies from the start of their list before every `every`-th request.
+
+    `at` is the remainder that selects the request. After at least `limit` companies, no more are
+    erased.
+    """
     erased: set = set()
 
     def erase(request):
@@ -246,7 +250,7 @@ def erase_before_requests(server, every: int, number: int, at: int = 0, limit: i
 
 
 @pytest.mark.parametrize(("every", "number"), [(20, 1), (1, 1), (1, 5), (7, 60)])
-def test_a_long_list_that_shrinks_while_it_is_read_arrives(every, number, destination):
+def test_a_long_list_that_shrinks_while_it_is_read_is_read_completely(every, number, destination):
     records = companies(3000)
     with mock(records) as server:
         erased = erase_before_requests(server, every, number)
@@ -257,7 +261,7 @@ def test_a_long_list_that_shrinks_while_it_is_read_arrives(every, number, destin
 
 
 @pytest.mark.parametrize("number", [99, 250, 900, 2500])
-def test_many_records_that_leave_a_list_at_once_hide_no_other(number, destination):
+def test_no_record_is_missed_if_many_others_leave_the_list_at_once(number, destination):
     records = companies(6000)
     with mock(records) as server:
         erased = erase_before_requests(server, 40, number, at=39, limit=1)
@@ -267,7 +271,7 @@ def test_many_records_that_leave_a_list_at_once_hide_no_other(number, destinatio
     assert len(erased) == number and not destination.warnings
 
 
-def test_a_list_by_last_update_arrives_while_a_record_changes_with_every_request(destination):
+def test_a_list_sorted_by_updated_at_is_read_completely_while_records_change(destination):
     records = companies(3000)
     with mock(records, list_order="updated") as server:
 
@@ -287,7 +291,7 @@ def test_a_list_by_last_update_arrives_while_a_record_changes_with_every_request
     assert not destination.warnings
 
 
-def test_after_four_misses_in_a_row_a_gap_is_accepted_with_one_warning(destination):
+def test_after_four_pages_without_an_overlap_a_gap_is_accepted_with_one_warning(destination):
     with listing(9000) as server:
         erase_before_requests(server, 50, 3700, at=49, limit=1)
         sync(server, destination)
@@ -313,7 +317,7 @@ def test_after_four_misses_in_a_row_a_gap_is_accepted_with_one_warning(destinati
     ],
     ids=str,
 )
-def test_a_list_arrives_whatever_the_server_makes_of_page_sizes(
+def test_a_list_is_read_completely_however_the_server_treats_page_sizes(
     rules, number, links, shown, destination
 ):
     records = companies(number)
@@ -324,7 +328,7 @@ def test_a_list_arrives_whatever_the_server_makes_of_page_sizes(
     assert len(destination.warnings) <= 1
 
 
-def test_a_list_with_other_page_sizes_is_warned_about_once(destination):
+def test_a_list_with_other_page_sizes_than_requested_is_warned_about_once(destination):
     with listing(450, page_size_limit=50) as server:
         sync(server, destination)
     (warning,) = destination.warnings
@@ -332,7 +336,7 @@ def test_a_list_with_other_page_sizes_is_warned_about_once(destination):
 
 
 @pytest.mark.parametrize("status", [400, 404, 504])
-def test_a_list_that_is_refused_after_some_page_does_not_stop_other_tables(status, destination):
+def test_a_list_that_is_refused_after_some_pages_does_not_stop_other_tables(status, destination):
     records = make_records(customers=40, companies=450, brands=3, messages=60)
     with mock(records, list_window=300, list_window_status=status) as server:
         with pytest.raises(connector.KustomerError, match="^companies: GET /v1/companies"):
@@ -361,7 +365,7 @@ def test_a_list_that_ends_at_exactly_10000_records_is_warned_about(number, desti
     assert [warning.split(",")[0] for warning in destination.warnings] == expected
 
 
-def test_a_list_that_shows_deleted_records_delivers_them_as_deleted(destination):
+def test_deleted_records_on_a_list_become_deleted_rows(destination):
     with mock(RECORDS, lists_show_deleted=True) as server:
         sync(server, destination)
         gone = server.store.listed("companies")[0]

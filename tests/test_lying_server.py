@@ -1,4 +1,4 @@
-"""Answers that no documentation promises: each ends in right rows or in a clear error."""
+"""Undocumented or invalid responses lead to correct rows or to a clear error."""
 
 import copy
 from datetime import datetime, timedelta, timezone
@@ -15,7 +15,7 @@ RECORDS = make_records(customers=60, companies=30, brands=3, messages=90, same_m
 
 
 def rewriting(change, of_search: bool = True, of_lists: bool = True):
-    """Return a rewrite that hands each page of records to `change`, which returns a payload."""
+    """Return a `rewrite` that replaces each page of records with the result of `change`."""
 
     def rewrite(request, answer):
         applies = of_search if request.method == "POST" else of_lists
@@ -48,7 +48,7 @@ WRONG_SHAPES = [
 
 
 @pytest.mark.parametrize("change", WRONG_SHAPES)
-def test_data_that_is_not_a_list_is_an_error_that_names_the_path(change, destination):
+def test_a_response_whose_data_is_not_a_list_is_an_error_with_the_path(change, destination):
     with mock(RECORDS) as server:
         server.rewrite = rewriting(change)
         with pytest.raises(
@@ -69,7 +69,7 @@ def test_a_search_whose_data_is_not_a_list_is_replaced_by_the_list(change, desti
 
 
 @pytest.mark.parametrize("payload", [None, [], "text", 5])
-def test_json_that_is_not_an_object_is_retried_and_then_an_error(payload, destination, waits):
+def test_json_that_is_not_an_object_is_an_error_after_all_retries(payload, destination, waits):
     with mock(RECORDS) as server:
         server.rewrite = lambda request, answer: answer._replace(payload=payload)
         with pytest.raises(connector.KustomerError, match="not a JSON object"):
@@ -78,7 +78,7 @@ def test_json_that_is_not_an_object_is_retried_and_then_an_error(payload, destin
 
 
 @pytest.mark.parametrize("odd", [None, 5, "text", [], {}, {"attributes": {}}, {"id": None}])
-def test_an_entry_that_is_not_a_record_is_skipped_and_the_others_arrive(odd, destination):
+def test_an_invalid_record_is_skipped_and_all_others_arrive(odd, destination):
     def add_odd(payload):
         payload["data"].insert(1, odd)
         return payload
@@ -106,7 +106,7 @@ def test_numeric_ids_become_strings(destination):
 
 @pytest.mark.parametrize("broken", ["", "yesterday", None, 5, {}, "2026-13-01T00:00:00.000Z"])
 @pytest.mark.parametrize("share", [1, 7])
-def test_an_updated_at_that_cannot_be_read_costs_no_record(broken, share, destination):
+def test_records_with_an_invalid_updated_at_arrive(broken, share, destination):
     def break_some(record):
         if int(record["id"][:8], 16) % share == 0:
             record["attributes"]["updatedAt"] = broken
@@ -134,7 +134,7 @@ def test_records_without_updated_at_arrive(destination):
     assert "without a valid updatedAt" in destination.warnings[0]
 
 
-def test_attributes_that_are_null_cost_no_record(destination):
+def test_records_whose_attributes_are_null_arrive(destination):
     def empty(record):
         return {**record, "attributes": None}
 
@@ -145,7 +145,7 @@ def test_attributes_that_are_null_cost_no_record(destination):
             assert destination.live(table).keys() == set(server.store.listed(table))
 
 
-def test_flat_records_arrive_as_those_with_attributes_do(destination):
+def test_records_without_an_attributes_object_are_read_like_any_other(destination):
     def flatten(record):
         return {**record.pop("attributes"), **record}
 
@@ -156,7 +156,7 @@ def test_flat_records_arrive_as_those_with_attributes_do(destination):
     assert not destination.warnings
 
 
-def test_duplicates_in_a_page_do_no_harm(destination):
+def test_duplicates_on_a_page_do_not_change_the_rows(destination):
     def double(payload):
         payload["data"] = [record for record in payload["data"] for _ in range(2)]
         return payload
@@ -167,7 +167,7 @@ def test_duplicates_in_a_page_do_no_harm(destination):
         assert_mirrors(destination, server)
 
 
-def test_the_later_of_two_versions_in_a_page_decides_on_deletion(destination):
+def test_the_last_version_of_a_record_on_a_page_decides_whether_its_row_is_deleted(destination):
     record_id = next(iter(RECORDS["customers"]))
 
     def dead_then_alive(payload):
@@ -186,7 +186,7 @@ def test_the_later_of_two_versions_in_a_page_decides_on_deletion(destination):
 
 
 @pytest.mark.parametrize("path", ["/v1/customers", "/v1/companies", "/v1/brands", "/v1/messages"])
-def test_a_next_link_that_never_ends_on_the_same_page_ends_in_an_error(path, destination):
+def test_a_list_that_always_has_a_next_link_is_an_error(path, destination):
     def never_end(request, answer):
         if request.path == path:
             answer.payload["links"]["next"] = request.path + "?page=2"
@@ -212,7 +212,7 @@ def test_a_search_that_never_ends_is_replaced_by_the_list(destination):
 
 
 @pytest.mark.parametrize("total", [10**9, -5, "many", None, True, 0])
-def test_a_total_that_is_wrong_costs_no_record(total, destination):
+def test_no_record_is_missed_if_the_total_is_wrong(total, destination):
     def miscount(payload):
         payload["meta"]["total"] = total
         return payload
@@ -226,7 +226,7 @@ def test_a_total_that_is_wrong_costs_no_record(total, destination):
 @pytest.mark.parametrize(
     "meta", [None, [], "x", {"pageSize": 0}, {"pageSize": -1}, {"pageSize": "5"}]
 )
-def test_a_meta_that_is_wrong_costs_no_record(meta, destination):
+def test_no_record_is_missed_if_meta_is_invalid(meta, destination):
     with mock(RECORDS) as server:
         server.rewrite = rewriting(lambda payload: {**payload, "meta": meta})
         sync(server, destination, max_records_per_page="20")
@@ -234,9 +234,10 @@ def test_a_meta_that_is_wrong_costs_no_record(meta, destination):
 
 
 @pytest.mark.parametrize("links", [None, [], "x", {}, {"next": ""}])
-def test_links_that_are_wrong_cost_no_record(links, destination):
+def test_no_record_is_missed_if_links_are_invalid(links, destination):
     with mock(RECORDS) as server:
-        # With an empty next link the total alone says that there is more.
+        # With an empty next link, only a total shows that there are more pages. Most lists have
+        # no total.
         server.rewrite = rewriting(
             lambda payload: {**payload, "links": links}, of_lists=links != {"next": ""}
         )
@@ -244,7 +245,7 @@ def test_links_that_are_wrong_cost_no_record(links, destination):
         assert_mirrors(destination, server)
 
 
-def test_updated_at_in_the_future_is_delivered_and_saved_in_no_state(destination):
+def test_records_updated_in_the_future_arrive_and_their_time_is_not_saved(destination):
     ahead = datetime.now(timezone.utc) + timedelta(days=365)
     with mock(RECORDS) as server:
         for record_id in server.store.listed("messages")[:5]:
@@ -256,7 +257,7 @@ def test_updated_at_in_the_future_is_delivered_and_saved_in_no_state(destination
     assert destination.state["last_sync_time"]["messages"] < ahead.strftime("%Y-%m-%d")
 
 
-def test_a_page_of_html_is_retried_and_then_an_error(destination, waits):
+def test_an_html_page_is_an_error_after_all_retries(destination, waits):
     with mock(RECORDS) as server:
         server.order(Fault("html"))
         with pytest.raises(connector.KustomerError, match="GET /v1/users/current failed 4 times"):
@@ -267,7 +268,7 @@ def test_a_page_of_html_is_retried_and_then_an_error(destination, waits):
 @pytest.mark.parametrize(
     "body", [b"[" * 100_000, b"9" * 10_000, b'{"data": "\xff"}', b"", b"\x1f\x8b\x00"]
 )
-def test_bytes_that_are_not_json_are_retried_and_then_an_error(body, destination, monkeypatch):
+def test_a_response_that_is_not_json_is_an_error_after_all_retries(body, destination, monkeypatch):
     with mock(RECORDS) as server:
         monkeypatch.setattr(http, "_HTML", body)
         server.order(Fault("html"))

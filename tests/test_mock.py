@@ -62,7 +62,7 @@ def server():
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_every_page_of_every_list_fits_its_schema(server, table):
+def test_every_page_of_every_list_matches_its_schema(server, table):
     number, ids = 1, []
     while True:
         answer = call(server, f"/v1/{table}", page=number, pageSize=100)
@@ -93,7 +93,7 @@ def test_every_page_of_every_list_fits_its_schema(server, table):
     ],
 )
 @pytest.mark.parametrize("deleted", [False, True])
-def test_every_page_of_search_fits_its_schema(server, context, table, deleted):
+def test_every_page_of_search_results_matches_its_schema(server, context, table, deleted):
     number, found = 1, []
     while True:
         body = search_body(context, includeDeleted=deleted)
@@ -110,7 +110,7 @@ def test_every_page_of_search_fits_its_schema(server, context, table, deleted):
     assert len(found) == len(RECORDS[table]) - (0 if deleted else len(hidden))
 
 
-def test_the_current_user_needs_a_live_key_and_no_role():
+def test_the_current_user_requires_a_valid_key_but_no_role():
     with mock(RECORDS, roles=frozenset()) as bare:
         answer = call(bare, "/v1/users/current")
         jsonschema_rs.validate(schemas.USER, answer.json())
@@ -118,7 +118,7 @@ def test_the_current_user_needs_a_live_key_and_no_role():
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_missing_role_is_refused(status):
+def test_requests_without_the_required_role_are_refused(status):
     with mock(RECORDS, roles=ROLES - {SEARCH_ROLE}, missing_role_status=status) as bare:
         answer = call(bare, SEARCH, search_body())
         assert answer.status_code == status
@@ -141,7 +141,7 @@ def test_a_missing_role_is_refused(status):
         {"unknown": 1},
     ],
 )
-def test_search_refuses_what_it_does_not_know(server, change):
+def test_search_refuses_unknown_contexts_attributes_operators_sorts_and_fields(server, change):
     answer = call(server, SEARCH, {**search_body(), **change})
     assert answer.status_code == 400
     jsonschema_rs.validate(schemas.ERRORS["common"], answer.json())
@@ -165,7 +165,7 @@ def test_search_filters_by_each_operator(server, kind, operator):
     assert page["meta"]["total"] == number
 
 
-def test_search_sorts_both_ways_and_by_both_times(server):
+def test_search_sorts_in_both_directions_by_both_times(server):
     for name, attribute in (
         ("customer_updated_at", "updatedAt"),
         ("customer_created_at", "createdAt"),
@@ -177,14 +177,14 @@ def test_search_sorts_both_ways_and_by_both_times(server):
             assert times == sorted(times, reverse=direction == "desc") and len(times) == 500
 
 
-def test_search_ends_at_a_hundred_pages(server):
+def test_search_refuses_pages_after_the_hundredth(server):
     page = call(server, SEARCH, search_body("message"), page=100, pageSize=10).json()
-    # The link leads to page 101 all the same.
+    # Page 100 links to page 101, although page 101 is refused.
     assert "page=101&" in page["links"]["next"] + "&" and page["meta"]["total"] == 1500
     assert call(server, SEARCH, search_body("message"), page=101, pageSize=10).status_code == 400
 
 
-def test_search_knows_the_last_two_years_only():
+def test_search_covers_only_the_last_two_years():
     old = make_records(customers=50, days=1000)
     with mock(old) as server:
         horizon = time_text(datetime.now(timezone.utc) - timedelta(days=730))
@@ -197,7 +197,7 @@ def updated_since(server, context: str, **more) -> requests.Response:
     return call(server, SEARCH, search_body(context, **more), pageSize=500)
 
 
-def test_companies_can_be_searched_in_one_of_four_ways():
+def test_search_treats_companies_in_one_of_four_ways():
     with mock(RECORDS, company_search="knows") as server:
         assert updated_since(server, "company").json()["meta"]["total"] == 150
         server.behaviour.company_search = "refuses_attribute"
@@ -213,13 +213,13 @@ def test_companies_can_be_searched_in_one_of_four_ways():
         assert call(server, SEARCH, by_creation).json()["meta"]["total"] == 150
 
 
-def test_criteria_may_be_about_another_object(server):
+def test_criteria_can_refer_to_another_object(server):
     body = search_body()
     body["and"].append({"conversation_status": {"gte": "open"}})
     assert call(server, SEARCH, body).json()["meta"]["total"] > 500
 
 
-def test_a_sort_that_is_not_for_its_context_is_ignored_or_refused():
+def test_a_sort_in_a_context_without_sorting_is_ignored_or_refused():
     with mock(RECORDS, sort_contexts=frozenset({"customer"})) as server:
         customers = [
             r["attributes"]["updatedAt"] for r in updated_since(server, "customer").json()["data"]
@@ -236,13 +236,13 @@ def test_a_sort_that_is_not_for_its_context_is_ignored_or_refused():
         assert updated_since(server, "message", sort=[]).status_code == 200
 
 
-def test_search_may_do_without_the_objects_own_role():
+def test_search_can_work_without_the_role_of_the_object():
     roles = frozenset({SEARCH_ROLE})
     with mock(RECORDS, roles=roles, search_needs_object_role=False) as server:
         assert updated_since(server, "message").status_code == 200
 
 
-def test_a_reset_can_come_with_every_answer_in_the_form_chosen():
+def test_every_response_can_report_the_reset_in_the_configured_format():
     with mock(RECORDS, reset_on_every_answer=True) as server:
         answer = call(server, "/v1/brands")
         assert 0 < int(answer.headers["x-ratelimit-reset"]) - time.time() <= 61
@@ -253,14 +253,14 @@ def test_a_reset_can_come_with_every_answer_in_the_form_chosen():
 
 
 @pytest.mark.parametrize("form", ["common", "detailed"])
-def test_errors_come_in_both_documented_forms(form):
+def test_errors_have_one_of_the_two_documented_formats(form):
     with mock(RECORDS, error_form=form) as server:
         answer = call(server, SEARCH, {"queryContext": "dragon"})
     jsonschema_rs.validate(schemas.ERRORS[form], answer.json())
     assert form == "detailed" or answer.json()["errors"][0]["code"] == "bad_request"
 
 
-def test_lists_may_show_what_is_deleted():
+def test_lists_can_include_deleted_records():
     with mock(RECORDS, lists_show_deleted=True) as server:
         pages = [call(server, "/v1/customers", page=number).json() for number in range(1, 7)]
         for page in pages:
@@ -272,14 +272,14 @@ def test_lists_may_show_what_is_deleted():
         assert call(server, "/v1/customers").json()["meta"]["total"] < total
 
 
-def test_lists_may_come_by_the_time_of_their_last_update():
+def test_lists_can_be_sorted_by_updated_at():
     with mock(RECORDS, list_order="updated") as server:
         pages = [call(server, "/v1/messages", page=number).json() for number in range(1, 16)]
     keys = [(r["attributes"]["updatedAt"], r["id"]) for page in pages for r in page["data"]]
     assert keys == sorted(keys) and len(keys) == 1500
 
 
-def test_a_hidden_record_is_counted_and_not_shown():
+def test_a_hidden_record_is_counted_but_not_returned():
     hidden = {list(RECORDS["messages"])[3]}
     with mock(RECORDS, hidden=hidden) as server:
         body = search_body("message")
@@ -289,7 +289,7 @@ def test_a_hidden_record_is_counted_and_not_shown():
     assert len(shown) == 1499 and hidden.isdisjoint(shown)
 
 
-def test_counts_and_pages_of_search_may_end():
+def test_counts_and_pages_of_search_can_end_at_a_limit():
     with mock(RECORDS, search_window=1000) as server:
         body = search_body("message")
         page = call(server, SEARCH, body, page=2, pageSize=500).json()
@@ -297,7 +297,7 @@ def test_counts_and_pages_of_search_may_end():
         assert call(server, SEARCH, body, page=3, pageSize=500).status_code == 400
 
 
-def test_lists_may_end_before_their_records_do():
+def test_lists_can_end_before_all_records_are_returned():
     with mock(RECORDS, list_window=300) as server:
         assert call(server, "/v1/messages", page=3).json()["links"]["next"] is None
         assert call(server, "/v1/messages", page=4).json()["data"] == []
@@ -306,14 +306,14 @@ def test_lists_may_end_before_their_records_do():
         assert call(server, "/v1/messages", page=4).status_code == 504
 
 
-def test_a_hit_may_be_newer_than_its_place():
+def test_search_can_return_a_newer_state_than_its_index_has():
     with mock(RECORDS, index_lag_seconds=3600.0, shows_current=True) as server:
         first = server.store.keys("customers")[0][1]
         server.store.change("customers", first, name="Changed")
         page = updated_since(server, "customer", includeDeleted=True).json()
         record = page["data"][0]
         assert record["id"] == first and record["attributes"]["name"] == "Changed"
-        # What the index does not know yet keeps no record from being found.
+        # A record is found even if it was deleted after it was indexed.
         living = updated_since(server, "customer").json()["data"][0]["id"]
         server.store.delete("customers", living)
         record = updated_since(server, "customer").json()["data"][0]
@@ -332,7 +332,9 @@ def test_a_hit_may_be_newer_than_its_place():
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/messages", SEARCH])
-def test_page_sizes_may_be_limited_or_ignored_and_shown_or_not(path, rules, asked, number, shown):
+def test_page_sizes_can_be_limited_or_forced_and_reported_or_not(
+    path, rules, asked, number, shown
+):
     with mock(RECORDS, **rules) as server:
         body = search_body("message") if path == SEARCH else None
         page = call(server, path, body, pageSize=asked).json()
@@ -351,7 +353,7 @@ def test_a_page_size_that_is_not_allowed_is_refused():
         assert call(server, "/v1/messages").status_code == 200
 
 
-def test_links_and_counts_may_be_missing():
+def test_links_and_counts_can_be_left_out():
     with mock(RECORDS, shows_links=False, shows_total=False) as server:
         page = updated_since(server, "message").json()
         without = frozenset({"links", "total"})
@@ -361,7 +363,7 @@ def test_links_and_counts_may_be_missing():
     jsonschema_rs.validate(schemas.page_schema("customers", without=frozenset({"total"})), page)
 
 
-def test_its_clock_may_be_behind():
+def test_the_clock_of_the_mock_can_be_behind():
     with mock(RECORDS, clock_offset_seconds=-900) as server:
         changed = server.store.listed("customers")[0]
         server.store.change("customers", changed, name="Changed")
@@ -371,7 +373,7 @@ def test_its_clock_may_be_behind():
     assert updated < time_text(datetime.now(timezone.utc) - timedelta(minutes=14))
 
 
-def test_resets_follow_its_clock_and_windows_do_not(monkeypatch):
+def test_resets_follow_the_clock_of_the_mock_but_windows_do_not(monkeypatch):
     clock = [1_790_000_000.0]
     monkeypatch.setattr(time, "time", lambda: clock[0])
     with mock({}, org_limit=1, window_seconds=30.0) as server:
@@ -383,7 +385,7 @@ def test_resets_follow_its_clock_and_windows_do_not(monkeypatch):
         assert call(server, "/v1/brands").status_code == 200
 
 
-def test_an_answer_can_drip(monkeypatch):
+def test_a_response_can_be_sent_byte_by_byte(monkeypatch):
     with mock({}) as server:
         pauses = []
         monkeypatch.setattr(server, "pause", pauses.append)
@@ -393,7 +395,7 @@ def test_an_answer_can_drip(monkeypatch):
         assert [exchange.outcome for exchange in server.exchanges] == ["drip"]
 
 
-def test_an_answer_that_drips_ends_with_the_server():
+def test_a_response_that_is_sent_byte_by_byte_ends_when_the_server_stops():
     with mock({}) as server:
         server.order(Fault("drip", seconds=3600))
         headers = {"Authorization": f"Bearer {server.api_key}"}
@@ -406,7 +408,7 @@ def test_an_answer_that_drips_ends_with_the_server():
 
 
 @pytest.mark.parametrize(("path", "maximum"), [("/v1/messages", 100), (SEARCH, 500)])
-def test_pages_over_the_maximum_are_clamped_or_refused(path, maximum):
+def test_page_sizes_above_the_maximum_are_clamped_or_refused(path, maximum):
     for policy in ("clamp", "refuse"):
         with mock(RECORDS, large_pages=policy) as server:
             body = search_body("message") if path == SEARCH else None
@@ -450,7 +452,7 @@ def test_both_rate_limits_are_counted_per_window_and_report_its_end(monkeypatch)
         assert "x-ratelimit-reset" not in answer.headers
 
 
-def test_every_answer_has_a_date(server):
+def test_every_response_has_a_date(server):
     date = parsedate_to_datetime(call(server, "/v1/brands").headers["Date"])
     assert abs(datetime.now(timezone.utc) - date) < timedelta(minutes=1)
 
@@ -462,7 +464,7 @@ def test_the_same_seed_makes_the_same_records_and_another_seed_makes_others():
     assert made(1) == made(1) != made(2)
 
 
-def test_records_are_as_odd_as_real_ones():
+def test_records_are_as_varied_as_real_ones():
     records = make_records(customers=2000, companies=200, brands=5, messages=3000)
     customers = [record["attributes"] for record in records["customers"].values()]
     messages = [record["attributes"] for record in records["messages"].values()]
@@ -498,7 +500,7 @@ def test_records_are_as_odd_as_real_ones():
     assert max(map(updates.count, set(updates))) == 700
 
 
-def test_records_can_be_read_changed_added_and_deleted_while_it_runs():
+def test_records_can_be_read_changed_added_and_deleted_while_the_mock_runs():
     with mock(RECORDS) as server:
         first, second, third = server.store.listed("customers")[:3]
         server.store.change("customers", first, name="Changed")
@@ -517,7 +519,7 @@ def test_records_can_be_read_changed_added_and_deleted_while_it_runs():
         assert server.requests[-1].path == SEARCH
 
 
-def test_an_index_that_lags_shows_what_was():
+def test_a_lagging_index_returns_the_previous_state():
     with mock(RECORDS, index_lag_seconds=3600.0) as server:
         changed = server.store.listed("customers")[0]
         server.store.change("customers", changed, name="Changed")
@@ -560,7 +562,7 @@ def test_a_connection_can_be_broken_or_left_hanging(kind):
         assert call(server, "/v1/messages").status_code == 200
 
 
-def test_latency_delays_an_answer():
+def test_latency_delays_a_response():
     with mock(RECORDS) as server:
         pauses = []
         server.pause = pauses.append
@@ -569,7 +571,7 @@ def test_latency_delays_an_answer():
     assert pauses == [0.2]
 
 
-def test_a_share_of_requests_meets_a_fault_the_same_for_the_same_seed():
+def test_a_fault_with_a_rate_affects_the_same_requests_for_the_same_seed():
     def outcomes():
         with mock(RECORDS) as server:
             server.order(Fault("500", rate=0.3))
@@ -592,16 +594,16 @@ def test_responses_are_compressed_for_clients_that_accept_it():
         assert server.exchanges[0].body_bytes == int(answer.headers["Content-Length"])
 
 
-def test_a_taken_port_is_a_clear_error():
+def test_a_port_in_use_is_a_clear_error():
     with MockKustomer() as server:
         port = int(server.url.rpartition(":")[2])
         with pytest.raises(PortTakenError, match=f"Port {port} of 127.0.0.1 is in use"):
             MockKustomer(port=port)
 
 
-def test_it_listens_on_one_address_of_loopback_only(server):
+def test_the_mock_listens_on_one_loopback_address_only(server):
     port = int(server.url.rpartition(":")[2])
-    # A server on every address would answer on this one as well.
+    # A server that listens on all addresses would also accept this connection.
     with socket.socket() as probe, pytest.raises(OSError):
         probe.settimeout(5)
         probe.connect(("127.0.0.2", port))
@@ -617,7 +619,7 @@ def run_mock(*arguments: str, **options):
     )
 
 
-def test_a_command_runs_beside_it_and_its_exit_code_counts(tmp_path):
+def test_a_command_runs_alongside_the_mock_and_sets_its_exit_code(tmp_path):
     script = (
         "import json, sys, urllib.request as u\n"
         "mock = json.load(open(sys.argv[1]))\n"
@@ -659,7 +661,7 @@ def test_faults_and_behaviour_can_be_set_on_the_command_line(tmp_path):
     assert run.stdout.strip() == "[503, 200, 401, 400]", run.stderr
 
 
-def test_every_switch_has_an_option_that_says_what_it_does():
+def test_every_behaviour_has_an_option_that_the_help_explains():
     text = run_mock("--help").stdout
     for switch in dataclasses.fields(Behaviour):
         option = f"--{switch.name.replace('_', '-')}"
@@ -667,7 +669,7 @@ def test_every_switch_has_an_option_that_says_what_it_does():
     assert "reject any other pageSize" in text
 
 
-def test_switches_can_be_set_from_the_command_line(tmp_path):
+def test_lists_and_search_can_be_configured_on_the_command_line(tmp_path):
     script = (
         "import json, sys, urllib.request as u\n"
         "def page(path, body=None):\n"
@@ -705,7 +707,7 @@ def test_switches_can_be_set_from_the_command_line(tmp_path):
         (["--days", "1000000000"], "'1000000000' is not a number of 1 to 3650"),
     ],
 )
-def test_a_wrong_option_is_an_error_that_says_what_is_right(wrong, says):
+def test_an_invalid_option_is_an_error_that_says_what_is_allowed(wrong, says):
     run = run_mock(*wrong)
     assert run.returncode == 2 and "Traceback" not in run.stderr
     assert says in run.stderr.splitlines()[-1]
@@ -729,14 +731,14 @@ def test_a_file_that_the_mock_did_not_write_is_never_overwritten(tmp_path):
         assert "exists and was not written by the mock; choose another name" in run.stderr
 
 
-def test_a_file_that_cannot_be_written_is_an_error_and_no_traceback(tmp_path):
+def test_a_file_that_cannot_be_written_is_an_error_without_a_traceback(tmp_path):
     file = tmp_path / "mock.json"
     file.symlink_to(tmp_path / "gone" / "mock.json")
     run = run_mock("--configuration", str(file), "--", sys.executable, "-c", "")
     assert (run.returncode, run.stderr) == (1, f"{file}: No such file or directory\n")
 
 
-def test_a_configuration_of_the_mocks_own_is_written_again(tmp_path):
+def test_a_configuration_that_the_mock_wrote_can_be_overwritten(tmp_path):
     file = tmp_path / "mock.json"
     for key in ("first", "second"):
         command = ["--", sys.executable, "-c", ""]
@@ -751,7 +753,7 @@ def test_the_help_explains_every_fault_and_its_parts():
         assert re.search(rf"^  {word} +{re.escape(meaning)}$", faults, re.M)
 
 
-def test_a_taken_port_on_the_command_line_is_an_error_and_no_traceback():
+def test_a_port_in_use_on_the_command_line_is_an_error_without_a_traceback():
     with MockKustomer() as server:
         port = server.url.rpartition(":")[2]
         run = run_mock("--port", port)
@@ -763,7 +765,7 @@ def test_a_taken_port_on_the_command_line_is_an_error_and_no_traceback():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_without_a_command_it_prints_its_address_and_records_and_stops_on_a_signal(number):
+def test_without_a_command_the_mock_prints_its_address_and_counts_and_stops_on_a_signal(number):
     command = [sys.executable, "-m", "mock_server", "--customers", "3", "--companies", "2"]
     command += ["--brands", "1", "--messages", "4", "--notes", "0"]
     process = subprocess.Popen(
@@ -771,10 +773,10 @@ def test_without_a_command_it_prints_its_address_and_records_and_stops_on_a_sign
     )
     try:
         line = process.stdout.readline()
-        url, key, held = re.match(
+        url, key, counts = re.match(
             r"Kustomer mock at (\S+) with API key (\S+): (.*)\.$", line
         ).groups()
-        assert held == (
+        assert counts == (
             "3 customers, 2 companies, 1 brands, 4 messages, 2 conversations, 0 notes, 12 users, "
             "4 teams, 8 tags"
         )
@@ -787,8 +789,8 @@ def test_without_a_command_it_prints_its_address_and_records_and_stops_on_a_sign
     finally:
         process.kill()
         process.communicate()
-    said = "Stopped." if number == signal.SIGINT else ""
-    assert (process.returncode, rest.strip(), errors) == (0, said, "")
+    expected = "Stopped." if number == signal.SIGINT else ""
+    assert (process.returncode, rest.strip(), errors) == (0, expected, "")
 
 
 def test_behaviour_has_the_documented_limits_by_default():

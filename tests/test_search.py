@@ -1,4 +1,4 @@
-"""Finding changed customers and messages: the walk by key, ties, and the fall-back to the list."""
+"""Reading changed records with search, including ties, and the fallback to the list."""
 
 import functools
 from datetime import datetime, timedelta, timezone
@@ -19,7 +19,7 @@ TIED = datetime.now(timezone.utc) - timedelta(days=3)
 
 @functools.cache
 def tied_messages(number: int) -> dict:
-    """Return messages that share one updatedAt, with a few before and after."""
+    """Return messages that share one updatedAt, and a few messages before and after it."""
     before = [TIED + timedelta(seconds=place) for place in range(-30, 0)]
     after = [TIED + timedelta(seconds=place) for place in range(number + 30, number + 60)]
     return bare_records("messages", [*before, *[TIED] * number, *after])
@@ -27,7 +27,7 @@ def tied_messages(number: int) -> dict:
 
 @pytest.mark.parametrize("size", ["1", "7", "100", "500", "1000"])
 @pytest.mark.parametrize("large_pages", ["clamp", "refuse"])
-def test_every_page_size_gives_the_same_rows(size, large_pages, destination):
+def test_every_page_size_delivers_the_same_rows(size, large_pages, destination):
     with mock(RECORDS, large_pages=large_pages) as server:
         sync(server, destination, max_records_per_page=size)
         assert_mirrors(destination, server)
@@ -35,7 +35,7 @@ def test_every_page_size_gives_the_same_rows(size, large_pages, destination):
     assert not destination.warnings
 
 
-def test_pages_without_links_are_read_to_the_end(destination):
+def test_responses_without_links_and_counts_are_read_to_the_end(destination):
     with mock(RECORDS) as server:
         server.rewrite = lambda request, answer: answer._replace(
             payload={"data": answer.payload["data"]}
@@ -44,7 +44,7 @@ def test_pages_without_links_are_read_to_the_end(destination):
         assert_mirrors(destination, server)
 
 
-def test_a_first_load_takes_a_search_for_each_page_and_two_more(destination):
+def test_a_first_load_sends_at_most_two_searches_more_than_there_are_pages(destination):
     records = {
         **bare_records("customers", even_times(2000)),
         **bare_records("messages", even_times(3000)),
@@ -56,7 +56,7 @@ def test_a_first_load_takes_a_search_for_each_page_and_two_more(destination):
     assert contexts.count("message") <= 3000 / 500 + 2
 
 
-def test_a_sync_with_nothing_changed_takes_a_request_for_the_key_and_one_a_table(destination):
+def test_a_sync_without_changes_sends_one_request_for_the_key_and_one_per_table(destination):
     with mock(RECORDS) as server:
         sync(server, destination)
         already = len(server.requests)
@@ -71,7 +71,7 @@ def test_a_sync_with_nothing_changed_takes_a_request_for_the_key_and_one_a_table
     ]
 
 
-def test_the_search_asks_for_changes_since_the_window_in_ascending_order(destination):
+def test_search_requests_changes_since_the_start_of_the_window_in_ascending_order(destination):
     with mock({}) as server:
         sync(server, destination, initial_sync_days="30")
         request = searches(server)[0]
@@ -87,7 +87,7 @@ def test_the_search_asks_for_changes_since_the_window_in_ascending_order(destina
 
 
 @pytest.mark.parametrize("size", ["100", "500"])
-def test_1300_records_of_one_millisecond_are_all_delivered_once(size, destination):
+def test_1300_records_with_the_same_updated_at_are_each_delivered_once(size, destination):
     with mock(tied_messages(1300)) as server:
         sync(server, destination, max_records_per_page=size)
         assert_mirrors(destination, server)
@@ -96,7 +96,9 @@ def test_1300_records_of_one_millisecond_are_all_delivered_once(size, destinatio
 
 
 @pytest.mark.parametrize("size", [100, 500])
-def test_records_that_move_away_while_their_millisecond_is_paged_hide_no_other(size, destination):
+def test_no_record_is_missed_if_others_change_while_a_shared_updated_at_is_paged(
+    size, destination
+):
     with mock(tied_messages(1300)) as server:
 
         def move_one_away(request):
@@ -117,7 +119,7 @@ def test_records_that_move_away_while_their_millisecond_is_paged_hide_no_other(s
         assert_mirrors(destination, server)
 
 
-def test_more_than_a_hundred_pages_of_one_millisecond_are_read_from_the_list(destination):
+def test_more_than_100_pages_with_the_same_updated_at_are_read_from_the_list(destination):
     with mock(tied_messages(2100)) as server:
         sync(server, destination, max_records_per_page="1")
         assert_mirrors(destination, server)
@@ -126,7 +128,7 @@ def test_more_than_a_hundred_pages_of_one_millisecond_are_read_from_the_list(des
     assert "This sync reads the whole list of messages instead" in warning
 
 
-def test_without_the_search_role_the_rows_are_the_same_with_one_warning_a_table(destination):
+def test_without_the_search_role_all_rows_arrive_with_one_warning_per_table(destination):
     for status in (401, 403):
         with mock(RECORDS, roles=ROLES - {SEARCH_ROLE}, missing_role_status=status) as server:
             sync(server, destination)
@@ -156,14 +158,14 @@ def test_a_search_that_is_refused_is_replaced_by_the_list(status, destination):
 
 
 @pytest.mark.parametrize("size", ["1", "100"])
-def test_a_search_that_ignores_the_times_asked_for_is_replaced_by_the_list(size, destination):
+def test_a_search_that_ignores_its_filter_is_replaced_by_the_list(size, destination):
     with mock(RECORDS, ignores={"filter"}) as server:
         sync(server, destination, max_records_per_page=size)
         assert_mirrors(destination, server)
     assert [warning.split(":")[0] for warning in destination.warnings] == SEARCHED
 
 
-def test_a_search_that_ignores_the_page_is_replaced_by_the_list_where_it_matters(destination):
+def test_a_search_that_ignores_the_page_is_replaced_by_the_list_if_pages_are_needed(destination):
     with mock(RECORDS, ignores={"page"}) as server:
         sync(server, destination)
         assert_mirrors(destination, server)
@@ -171,7 +173,7 @@ def test_a_search_that_ignores_the_page_is_replaced_by_the_list_where_it_matters
     assert warning.startswith("messages: search returned the same record on two pages.")
 
 
-def test_a_window_that_begins_before_searchs_two_years_is_read_from_the_list(destination):
+def test_a_window_of_more_than_two_years_is_read_from_the_list(destination):
     old = (datetime.now(timezone.utc) - timedelta(days=800)).isoformat()
     records = make_records(customers=20, messages=10, days=760)
     destination.state = {"last_sync_time": {"customers": old}}
@@ -184,7 +186,7 @@ def test_a_window_that_begins_before_searchs_two_years_is_read_from_the_list(des
     )
 
 
-def test_a_record_dated_ahead_of_the_clock_arrives(destination):
+def test_records_updated_in_the_future_arrive(destination):
     ahead = time_text(datetime.now(timezone.utc) + timedelta(days=400))
     later = time_text(datetime.now(timezone.utc) + timedelta(seconds=100))
     with mock(RECORDS) as server:
@@ -197,7 +199,7 @@ def test_a_record_dated_ahead_of_the_clock_arrives(destination):
         assert_mirrors(destination, server)
 
 
-def test_an_index_that_lags_loses_nothing_within_the_overlap(destination):
+def test_a_change_that_search_sees_late_arrives_with_a_later_sync(destination):
     with mock(RECORDS) as server:
         sync(server, destination)
         record_id = server.store.listed("customers")[0]
@@ -211,7 +213,7 @@ def test_an_index_that_lags_loses_nothing_within_the_overlap(destination):
         assert_mirrors(destination, server)
 
 
-def test_a_record_that_is_restored_is_no_longer_a_deleted_row(destination):
+def test_a_restored_record_is_no_longer_a_deleted_row(destination):
     with mock(RECORDS) as server:
         record_id = server.store.listed("customers")[0]
         server.store.delete("customers", record_id)
@@ -223,7 +225,7 @@ def test_a_record_that_is_restored_is_no_longer_a_deleted_row(destination):
         assert_mirrors(destination, server)
 
 
-def test_a_generator_works_without_a_running_sync():
+def test_the_get_functions_work_outside_of_a_sync():
     with mock(RECORDS) as server:
         connector.log.LOG_LEVEL = None
         rows = list(connector.get_customers(server.api_key, configuration=server.configuration()))
@@ -240,8 +242,10 @@ def test_a_generator_works_without_a_running_sync():
 
 @functools.cache
 def spread_messages(number: int) -> dict:
-    """Return messages whose times mostly follow the order in which they were made: every fortieth
-    was updated long after."""
+    """Return messages whose updatedAt mostly follows their insertion order.
+
+    Every fortieth message was updated much later.
+    """
     start = datetime.now(timezone.utc) - timedelta(days=50)
     places = [place + (number // 3 if place % 40 == 39 else 0) for place in range(number)]
     times = [start + timedelta(minutes=place * 60_000 / number) for place in places]
@@ -252,7 +256,7 @@ def listed(server) -> list:
     return [request for request in server.requests if request.path == "/v1/messages"]
 
 
-def test_an_index_in_order_of_insertion_is_not_taken_for_a_sorted_one(destination):
+def test_results_in_insertion_order_are_not_mistaken_for_sorted_results(destination):
     with mock(
         spread_messages(8000), sort_contexts=frozenset({"customer"}), unsorted_order="insertion"
     ) as server:
@@ -264,7 +268,9 @@ def test_an_index_in_order_of_insertion_is_not_taken_for_a_sorted_one(destinatio
 
 @pytest.mark.parametrize("other_sorts", ["ignore", "refuse"])
 @pytest.mark.parametrize("order", ["scattered", "insertion"])
-def test_without_sorting_requests_grow_with_what_changed(other_sorts, order, destination):
+def test_if_search_does_not_sort_few_changes_still_take_few_requests(
+    other_sorts, order, destination
+):
     rules = {"sort_contexts": frozenset({"customer"}), "other_sorts": other_sorts}
     with mock(spread_messages(6000), unsorted_order=order, **rules) as server:
         sync(server, destination)
@@ -284,7 +290,9 @@ def test_without_sorting_requests_grow_with_what_changed(other_sorts, order, des
 
 @pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(days=20), timedelta(days=400)])
 @pytest.mark.parametrize("place", [-1, -2, 0, 250])
-def test_a_hit_that_shows_a_later_time_than_its_place_hides_no_other(ahead, place, destination):
+def test_no_record_is_missed_if_a_result_has_a_newer_updated_at_than_its_position(
+    ahead, place, destination
+):
     with mock(spread_messages(4000)) as server:
 
         def date_one_ahead(request, answer):
@@ -303,7 +311,7 @@ def test_a_hit_that_shows_a_later_time_than_its_place_hides_no_other(ahead, plac
         assert destination.rows["messages"].keys() == server.store.records("messages").keys()
 
 
-def test_hits_that_changed_since_they_were_indexed_hide_no_other(destination):
+def test_no_record_is_missed_if_results_changed_after_they_were_indexed(destination):
     with mock(spread_messages(4000), index_lag_seconds=3600.0, shows_current=True) as server:
         for _, record_id in server.store.keys("messages")[480:1100]:
             server.store.change("messages", record_id, status="changed")
@@ -313,7 +321,7 @@ def test_hits_that_changed_since_they_were_indexed_hide_no_other(destination):
     assert not destination.warnings
 
 
-def test_10000_and_more_records_of_one_updated_at_are_read_from_the_list(destination):
+def test_10000_or_more_records_with_the_same_updated_at_are_read_from_the_list(destination):
     with mock(tied_messages(12_000), search_window=10_000) as server:
         sync(server, destination)
         assert_mirrors(destination, server)
@@ -323,7 +331,9 @@ def test_10000_and_more_records_of_one_updated_at_are_read_from_the_list(destina
 
 @pytest.mark.parametrize("tied", [0, 1300])
 @pytest.mark.parametrize("place", [0, 400, -1])
-def test_a_record_that_is_counted_and_not_shown_costs_a_request_at_most(tied, place, destination):
+def test_a_record_that_is_counted_but_not_returned_takes_at_most_one_more_request(
+    tied, place, destination
+):
     records = tied_messages(tied) if tied else spread_messages(900)
     hidden = sorted(
         records["messages"], key=lambda i: (records["messages"][i]["attributes"]["updatedAt"], i)
@@ -340,10 +350,10 @@ def test_a_record_that_is_counted_and_not_shown_costs_a_request_at_most(tied, pl
     assert not destination.warnings
 
 
-@pytest.mark.parametrize("kind", ["500", "html", "timed_out", "timeout", "429 by html"])
-def test_a_search_that_fails_for_good_is_replaced_by_the_list(kind, destination):
+@pytest.mark.parametrize("kind", ["500", "html", "timed_out", "timeout", "403 without an error"])
+def test_a_search_that_fails_after_all_retries_is_replaced_by_the_list(kind, destination):
     with mock(RECORDS) as server:
-        if kind == "429 by html":
+        if kind == "403 without an error":
             server.rewrite = lambda request, answer: (
                 answer._replace(status=403, payload=None) if request.method == "POST" else answer
             )
@@ -355,7 +365,7 @@ def test_a_search_that_fails_for_good_is_replaced_by_the_list(kind, destination)
     assert all("The next sync resumes the search" in warning for warning in destination.warnings)
 
 
-def test_after_a_search_that_failed_once_the_next_one_goes_back_to_where_it_had_got_to(
+def test_after_a_failed_search_the_next_sync_resumes_where_it_stopped(
     destination,
 ):
     with mock(RECORDS) as server:
@@ -365,7 +375,7 @@ def test_after_a_search_that_failed_once_the_next_one_goes_back_to_where_it_had_
         server.order(Fault("500", path="/search"))
         sync(server, destination)
         server.clear_faults()
-        # A list does not show what was deleted.
+        # Lists do not include deleted records.
         assert gone in destination.live("customers")
         later = time_text(datetime.now(timezone.utc) + timedelta(hours=3))
         assert destination.state["unfinished"]["customers"] < later
@@ -375,7 +385,7 @@ def test_after_a_search_that_failed_once_the_next_one_goes_back_to_where_it_had_
     assert destination.state["unfinished"] == {}
 
 
-def test_search_goes_back_over_as_many_failed_syncs_as_there_were(destination):
+def test_after_several_failed_searches_search_resumes_before_the_first_of_them(destination):
     with mock(RECORDS) as server:
         sync(server, destination)
         first = destination.state["last_sync_time"]["customers"]
@@ -386,7 +396,7 @@ def test_search_goes_back_over_as_many_failed_syncs_as_there_were(destination):
             assert destination.state["last_sync_time"]["customers"] >= first
 
 
-def test_a_refused_search_leaves_its_table_read(destination):
+def test_a_table_whose_search_was_refused_counts_as_read(destination):
     with mock(RECORDS, roles=ROLES - {SEARCH_ROLE}) as server:
         sync(server, destination)
     assert destination.state["unfinished"] == {}
@@ -402,7 +412,9 @@ def test_records_that_all_share_one_updated_at_are_read_without_the_list(destina
 
 @pytest.mark.parametrize("sorts", [True, False])
 @pytest.mark.parametrize("number", [30, 700])
-def test_records_dated_far_ahead_arrive_with_and_without_sorting(sorts, number, destination):
+def test_records_updated_far_in_the_future_arrive_with_and_without_sorting(
+    sorts, number, destination
+):
     contexts = frozenset({"customer", "message"} if sorts else ())
     with mock(spread_messages(1500), sort_contexts=contexts) as server:
         for place, record_id in enumerate(list(server.store.records("messages"))[:number]):
@@ -418,7 +430,7 @@ def test_records_dated_far_ahead_arrive_with_and_without_sorting(sorts, number, 
 @pytest.mark.parametrize("shown", ["given", "asked", "absent"])
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("rules", [{"page_size_limit": 25}, {"forced_page_size": 50}])
-def test_search_pages_of_another_size_than_requested_are_all_read(
+def test_all_search_pages_are_read_if_they_have_another_size_than_requested(
     rules, links, shown, destination
 ):
     with mock(spread_messages(700), page_size_shown=shown, shows_links=links, **rules) as server:

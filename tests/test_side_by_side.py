@@ -1,4 +1,4 @@
-"""Searches under way at the same time, and what they share."""
+"""Searching with several readers at the same time."""
 
 import threading
 import time
@@ -13,45 +13,47 @@ from mock_server import Fault
 from tests.expected import assert_mirrors, source_rows
 from tests.support import Destination, bare_records, even_times, mock, searches, sync
 
-# A page has at least 20 records, so that these fill twenty-five.
+# The smallest page size is 20, so these messages fill 25 pages.
 MESSAGES = bare_records("messages", even_times(500))
 SMALL_PAGES = {"max_records_per_page": "20"}
 
 
-class Together:
-    """Holds back the searches of a mock until so many of them are under way, or none comes any
-    more; `most` is how many there were."""
+class ConcurrentSearches:
+    """Delays the searches of a mock until `wanted` of them are in progress, or for 50 ms.
+
+    `most` is the largest number of searches that were in progress at the same time.
+    """
 
     def __init__(self, server, wanted: int):
-        self.most, self._under_way, self._wanted = 0, 0, wanted
+        self.most, self._in_progress, self._wanted = 0, 0, wanted
         self._changed = threading.Condition()
-        server.on_arrival = self.hold
+        server.on_arrival = self.delay
 
-    def hold(self, request) -> None:
+    def delay(self, request) -> None:
         if request.method != "POST":
             return
         with self._changed:
-            self._under_way += 1
-            self.most = max(self.most, self._under_way)
+            self._in_progress += 1
+            self.most = max(self.most, self._in_progress)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._under_way >= self._wanted, timeout=0.05)
-            self._under_way -= 1
+            self._changed.wait_for(lambda: self._in_progress >= self._wanted, timeout=0.05)
+            self._in_progress -= 1
 
 
-def test_a_long_table_is_searched_by_four_readers_and_never_by_more(destination):
+def test_a_large_table_is_searched_by_four_readers_and_no_more(destination):
     with mock(MESSAGES) as server:
-        together = Together(server, wanted=4)
+        concurrent = ConcurrentSearches(server, wanted=4)
         sync(server, destination, **SMALL_PAGES)
         assert_mirrors(destination, server)
-    assert together.most == 4
+    assert concurrent.most == 4
 
 
 def test_a_table_of_ten_pages_is_searched_by_one_reader(destination):
     with mock(bare_records("messages", even_times(195))) as server:
-        together = Together(server, wanted=2)
+        concurrent = ConcurrentSearches(server, wanted=2)
         sync(server, destination, **SMALL_PAGES)
         assert_mirrors(destination, server)
-    assert together.most == 1
+    assert concurrent.most == 1
 
 
 @pytest.mark.parametrize(
@@ -64,9 +66,16 @@ def test_a_table_of_ten_pages_is_searched_by_one_reader(destination):
         lambda place: 2_000_000_000 + place if place > 250 else place * 5_000_000,
         lambda place: place // 45 * 300_000_000,
     ],
-    ids=["even", "one burst", "five bursts", "ever rarer", "even and a burst", "tied groups"],
+    ids=[
+        "even",
+        "one burst",
+        "five bursts",
+        "increasingly rare",
+        "even and a burst",
+        "tied groups",
+    ],
 )
-def test_parallel_searching_takes_few_more_searches_than_there_are_pages(spread, destination):
+def test_parallel_readers_send_few_more_searches_than_there_are_pages(spread, destination):
     begin = connector.get_time_range()["start"]
     begin = connector.datetime.fromisoformat(begin.replace("Z", "+00:00"))
     times = [
@@ -81,7 +90,7 @@ def test_parallel_searching_takes_few_more_searches_than_there_are_pages(spread,
     assert len(destination.delivered) <= 2500 * 1.06
 
 
-def test_the_rows_come_in_the_order_of_their_times_and_the_cursor_only_moves_on(destination):
+def test_rows_arrive_in_order_of_updated_at_and_the_cursor_only_moves_forward(destination):
     with mock(MESSAGES) as server, patching.patch.object(connector, "__CHECKPOINT_EVERY_ROWS", 1):
         sync(server, destination, **SMALL_PAGES)
         rows = destination.rows["messages"]
@@ -95,7 +104,7 @@ def test_the_rows_come_in_the_order_of_their_times_and_the_cursor_only_moves_on(
     assert times == sorted(times)
 
 
-def test_a_failing_reader_stops_the_others_after_the_pages_before_it_are_delivered(destination):
+def test_if_a_reader_fails_the_cursor_stops_at_the_last_page_before_the_failure(destination):
     ids = [record_id for record_id in MESSAGES["messages"]]
     by_time = sorted(ids, key=lambda i: MESSAGES["messages"][i]["attributes"]["updatedAt"])
     with mock(MESSAGES) as server:
@@ -103,7 +112,7 @@ def test_a_failing_reader_stops_the_others_after_the_pages_before_it_are_deliver
         def spoil(request, answer):
             data = answer.payload.get("data")
             if request.method == "POST" and by_time[300] in {r["id"] for r in data}:
-                answer.payload["data"] = "no list"
+                answer.payload["data"] = "not a list"
             return answer
 
         server.rewrite = spoil
@@ -116,7 +125,7 @@ def test_a_failing_reader_stops_the_others_after_the_pages_before_it_are_deliver
     assert moments[200] < safe <= moments[300]
 
 
-def test_a_search_is_retried_beside_the_others(destination):
+def test_a_failed_search_is_retried_while_other_readers_continue(destination):
     with mock(MESSAGES) as server:
         server.order(Fault("503", rate=0.3))
         sync(server, destination, retry_attempts="10", **SMALL_PAGES)
@@ -141,7 +150,7 @@ def test_all_readers_share_one_wait_for_the_rate_limit(destination, monkeypatch)
         answered = len(searches(server)) - len(refused)
     windows = (answered - 1) // 12
     assert len(waited) == windows
-    # Each reader may have one search under way when the window is used up.
+    # Each reader can have one search in progress when the limit is reached.
     assert len(refused) <= 4 * windows
 
 
@@ -180,7 +189,7 @@ def test_the_destination_is_called_from_one_thread_only(destination, monkeypatch
     sorts=st.booleans(),
     shows_current=st.booleans(),
 )
-def test_whatever_moves_while_several_readers_search_every_record_arrives(
+def test_every_record_arrives_if_records_change_while_several_readers_search(
     moves, sorts, shows_current
 ):
     destination = Destination()
@@ -206,6 +215,6 @@ def test_whatever_moves_while_several_readers_search_every_record_arrives(
         live, known = destination.live("messages"), server.store.records("messages")
         source = source_rows(server, "messages")
         assert {row_id: live.get(row_id) for row_id in source} == source
-        # What was erased leaves no trace.
+        # Search does not report erased records, so their rows may remain.
         assert not {row_id for row_id in live.keys() - source.keys() if row_id in known}
     assert destination.warnings == []
