@@ -1,4 +1,4 @@
-"""What every test gets: time that does not pass, a log that is on, and a destination."""
+"""Fixtures: waits that take no time, an active log, and a destination."""
 
 import gc
 
@@ -10,7 +10,7 @@ from tests.support import Destination
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("quick", max_examples=30, **_COMMON)
-# For a night: pytest --hypothesis-profile=thorough --timeout=0
+# Takes hours: pytest --hypothesis-profile=thorough --timeout=0
 settings.register_profile("thorough", max_examples=1000, **_COMMON)
 settings.load_profile("quick")
 
@@ -25,7 +25,7 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch) -> list:
-    """Replace every wait of the connector by a note of its seconds."""
+    """Replace the connector's waits, and return the list of their seconds."""
     noted: list = []
     monkeypatch.setattr(
         connector, "__wait", lambda _client, seconds, _reason: noted.append(seconds)
@@ -35,13 +35,13 @@ def waits(monkeypatch) -> list:
 
 @pytest.fixture(autouse=True)
 def log_on(monkeypatch) -> None:
-    """Let the connector log to stdout, as it does in a run."""
+    """Let the connector log to stdout, as in a real sync."""
     monkeypatch.setattr(connector.log, "LOG_LEVEL", connector.log.Level.INFO)
 
 
 @pytest.fixture
 def destination(monkeypatch) -> Destination:
-    """Return a destination that takes the connector's operations."""
+    """Return a destination that receives the connector's operations."""
     stand_in = Destination()
     monkeypatch.setattr(connector, "op", stand_in)
     return stand_in

@@ -1,5 +1,7 @@
-"""The rows that Kustomer's records ought to become: a reading of the documentation of its own,
-which shares nothing with the connector's."""
+"""The rows that Kustomer's records should become.
+
+They are derived from the documentation and share no code with the connector.
+"""
 
 import json
 from typing import Dict, Tuple
@@ -7,9 +9,9 @@ from typing import Dict, Tuple
 from mock_server import MockKustomer
 from tests.support import TABLES, Destination
 
-# By the identity of a record: the record, which keeps that identity its own, and its row.
+# Caches rows by the id() of their records. Keeping the record keeps its id() from being reused.
 _ROWS: Dict[int, Tuple[dict, dict]] = {}
-# column: (kind, the attributes to look into, in order)
+# column: (kind, the attributes to read it from, in order)
 _PLAIN = {
     "customers": {
         "name": ("text", "name", "displayName"),
@@ -117,7 +119,7 @@ _PLAIN = {
         "deleted_at": ("as is", "deletedAt"),
     },
 }
-# column: the relationship whose id it has
+# column: the relationship whose id it contains
 _RELATED = {
     "customers": {"company_id": "company"},
     "messages": {
@@ -140,9 +142,9 @@ _RELATED = {
 
 
 def expected_row(table: str, record: dict) -> dict:
-    """Return the row that a record of the mock ought to become.
+    """Return the row that a record of the mock should become.
 
-    It is worked out once for each record object: the mock replaces a record, and never changes it.
+    Rows are cached by record object, because the mock never modifies a record in place.
     """
     if id(record) not in _ROWS:
         _ROWS[id(record)] = (record, _expected_row(table, record))
@@ -190,7 +192,7 @@ def _special(table: str, attributes: dict) -> dict:
     if table == "messages":
         return {"subject": attributes.get("subject") or attributes.get("meta", {}).get("subject")}
     if table == "conversations":
-        # A STRING, whatever Kustomer makes of it.
+        # The column is a STRING, whichever type Kustomer returns.
         return {"satisfaction": json.dumps(attributes["satisfaction"])}
     if table == "users":
         return {"deactivated": "deletedAt" in attributes}
@@ -198,7 +200,7 @@ def _special(table: str, attributes: dict) -> dict:
 
 
 def source_rows(server: MockKustomer, table: str) -> Dict[str, dict]:
-    """Return the rows of every record of the mock that is not deleted, by id."""
+    """Return the expected rows of all records of the mock that are not deleted, by id."""
     return {
         record_id: expected_row(table, record)
         for record_id, record in server.store.records(table).items()
@@ -207,7 +209,7 @@ def source_rows(server: MockKustomer, table: str) -> Dict[str, dict]:
 
 
 def assert_mirrors(destination: Destination, server: MockKustomer, tables=TABLES) -> None:
-    """Fail unless the destination's live rows are the source's."""
+    """Fail unless the destination's live rows equal the expected rows."""
     for table in tables:
         live, source = destination.live(table), source_rows(server, table)
         assert live.keys() == source.keys(), table

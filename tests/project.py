@@ -1,4 +1,4 @@
-"""A project folder of its own, and real `fivetran debug` runs in it."""
+"""Runs `fivetran debug` in a temporary project folder."""
 
 import json
 import shutil
@@ -16,9 +16,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 class Project:
-    """A folder with the connector alone, and the runs of `fivetran debug` in it.
+    """A folder with only the connector, in which `fivetran debug` runs.
 
-    The configuration, which holds the key, lies beside `folder`, and so does the home of the runs.
+    The configuration, which contains the key, and the home directory are outside of `folder`.
     """
 
     def __init__(self, parent: Path, server: MockKustomer, **settings: str):
@@ -33,7 +33,7 @@ class Project:
         self.environment: Dict[str, str] = {"HOME": str(self.home)}
 
     def debug(self, succeeds: bool = True) -> str:
-        """Run a sync that has to succeed, or to fail, and return what it printed."""
+        """Run a sync, fail unless it succeeds (or fails) as expected, and return its output."""
         run = run_fivetran(*self.command, environment=self.environment)
         assert (run.returncode == 0) is succeeds, run.stdout
         return run.stdout
@@ -44,7 +44,7 @@ class Project:
             return database.execute(sql).fetchall()
 
     def rows(self, table: str) -> dict:
-        """Return the live rows of a table by id, with times as Kustomer writes them."""
+        """Return the live rows of a table by id, with times in Kustomer's format."""
         columns = COLUMNS[table]
         picked = ", ".join(
             f"epoch_ms({name})" if kind == "UTC_DATETIME" else name

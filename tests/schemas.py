@@ -1,5 +1,7 @@
-"""JSON Schemas of what Kustomer answers, from the facts of its OpenAPI description: envelope,
-types and formats. Attributes are optional, because real records leave them out."""
+"""JSON Schemas of Kustomer's responses, based on its OpenAPI description.
+
+Attributes are optional, because real records lack some of them.
+"""
 
 TIME = {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"}
 TEXT = {"type": "string"}
@@ -164,8 +166,10 @@ _TOTALS = {"total": COUNT, "totalPages": COUNT}
 
 
 def page_schema(table: str, is_search: bool = False, without: frozenset = frozenset()) -> dict:
-    """Return the schema of a page of a table, as its list or as search gives it, in which the
-    parts named by `without` must not stand."""
+    """Return the schema of a page of a table's list, or of a page of search results.
+
+    The parts named in `without` must be absent.
+    """
     counted = (is_search or table == "customers") and "total" not in without
     record = _object(
         {

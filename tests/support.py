@@ -1,4 +1,4 @@
-"""A destination that keeps Fivetran's promises and no others, and what drives a sync into it."""
+"""A stand-in for Fivetran's destination, and functions that run syncs against the mock."""
 
 import copy
 import json
@@ -11,22 +11,23 @@ from mock_server import Behaviour, MockKustomer
 from mock_server.records import TYPES, time_text
 
 ALL_TABLES = [table.name for table in connector.TABLES]
-# Those that are read when the configuration does not ask for more.
+# The tables that are read if `additional_tables` is not set.
 TABLES = [table.name for table in connector.TABLES if not table.on_request]
 COLUMNS = {
     table.name: {name: column.type for name, column in table.columns.items()}
     for table in connector.TABLES
 }
-# High enough for every test that ends, low enough for one that does not.
+# Enough for every test, and few enough that a sync that never ends fails soon.
 REQUEST_CEILING = 5_000
 _UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.(\d{3}|\d{6})Z")
 
 
 class Destination:
-    """Stands in for the SDK's operations. Rows are safe only with the checkpoint after them.
+    """Replaces the SDK's operations. As in Fivetran, only a checkpoint makes rows permanent.
 
-    `rows` and `deleted` are what a warehouse would show by table, `state` what the next sync gets,
-    `states` all that was ever saved, `delivered` each (table, id) upserted in order.
+    `rows` and `deleted` are the contents of the warehouse by table. `state` is the state that the
+    next sync receives, and `states` has all saved states. `delivered` has the (table, id) of each
+    upsert, in order.
     """
 
     def __init__(self):
@@ -58,7 +59,7 @@ class Destination:
         self.states.append(self.state)
 
     def commit(self) -> None:
-        """Make what was delivered safe."""
+        """Make everything permanent that was delivered since the last commit."""
         for operation, table, row in self._pending:
             if operation == "upsert":
                 self.rows[table][row["id"]] = row
@@ -70,7 +71,7 @@ class Destination:
         self._pending.clear()
 
     def drop(self) -> None:
-        """Forget what came after the last checkpoint, as Fivetran does when a sync fails."""
+        """Discard everything after the last checkpoint, as Fivetran does if a sync fails."""
         self._pending.clear()
 
     def live(self, table: str) -> Dict[str, dict]:
@@ -80,7 +81,7 @@ class Destination:
 
 
 def _check_row(table: str, row: dict) -> None:
-    """Fail on what the SDK would fail on, and on columns that are not declared."""
+    """Fail if the SDK would reject the row, or if its columns are not the declared ones."""
     assert list(row) == list(COLUMNS[table])
     assert isinstance(row["id"], str) and row["id"]
     for column, value in row.items():
@@ -125,14 +126,14 @@ def even_times(number: int) -> List[datetime]:
 
 
 def mock(records=None, **behaviour) -> MockKustomer:
-    """Return a mock without rate limits (unless given), with a ceiling for its requests."""
+    """Return a mock with a maximum number of requests and, by default, no rate limits."""
     limits = {"org_limit": 10**6, "search_limit": 10**6}
     rules = Behaviour(**{**limits, **behaviour})
     return MockKustomer(records, rules, compress=False, ceiling=REQUEST_CEILING)
 
 
 def sync(server: MockKustomer, destination: Destination, **settings: str) -> None:
-    """Run one sync with the destination's state, and end it as Fivetran does."""
+    """Run one sync from the destination's state. Commit its rows, or drop them if it fails."""
     try:
         connector.update(server.configuration(**settings), copy.deepcopy(destination.state))
     except BaseException:

@@ -1,4 +1,4 @@
-"""Conversations, notes, users, teams and tags: read when the configuration asks for them."""
+"""Conversations, notes, users, teams and tags, which are read only on request."""
 
 import orjson
 import pytest
@@ -43,7 +43,7 @@ def test_without_the_setting_no_additional_endpoint_is_requested(destination):
         ("notes,all", ADDITIONAL),
     ],
 )
-def test_the_tables_asked_for_are_declared_and_read(value, tables, destination):
+def test_the_requested_tables_are_declared_and_read(value, tables, destination):
     declared = connector.schema({"additional_tables": value})
     assert [entry["table"] for entry in declared] == TABLES + tables
     with mock(RECORDS) as server:
@@ -53,7 +53,7 @@ def test_the_tables_asked_for_are_declared_and_read(value, tables, destination):
 
 
 @pytest.mark.parametrize("value", ["queues", "conversations,queues", "customers", "note"])
-def test_an_unknown_table_is_an_error_that_lists_the_known_ones(value, destination):
+def test_an_unknown_table_is_an_error_that_lists_all_known_tables(value, destination):
     expected = (
         f"additional_tables: '{value}' must be one or more of conversations, notes, users, teams, "
         "tags, separated by commas, or all."
@@ -66,7 +66,7 @@ def test_an_unknown_table_is_an_error_that_lists_the_known_ones(value, destinati
         connector.schema({"additional_tables": value})
 
 
-def test_every_row_of_all_tables_is_what_kustomer_holds(destination):
+def test_every_row_of_every_table_matches_its_record(destination):
     with mock(RECORDS) as server:
         sync(server, destination, additional_tables="all")
         assert_mirrors(destination, server, ALL_TABLES)
@@ -79,14 +79,14 @@ def test_every_row_of_all_tables_is_what_kustomer_holds(destination):
             assert empty <= {"locked", "display_name", "website_url", "deleted", "deleted_at"}
 
 
-def test_conversations_and_notes_deliver_what_changed_and_what_was_deleted(destination):
+def test_changed_and_deleted_conversations_and_notes_are_delivered(destination):
     with mock(RECORDS) as server:
         store = server.store
         sync(server, destination, additional_tables="all")
         conversations, notes = store.listed("conversations"), store.listed("notes")
         store.change("conversations", conversations[0], status="done", doneCount=4)
         store.delete("conversations", conversations[1])
-        store.change("notes", notes[0], body="Written anew.")
+        store.change("notes", notes[0], body="Edited.")
         store.delete("notes", notes[1])
         destination.delivered.clear()
         sync(server, destination, additional_tables="all")
@@ -115,7 +115,7 @@ def test_a_mirrored_table_follows_removed_and_new_records(table, destination):
 
 @pytest.mark.parametrize("shown", [True, False])
 @pytest.mark.parametrize("table", ["teams", "tags"])
-def test_a_deleted_team_or_tag_is_a_deleted_row_whether_or_not_its_list_shows_it(
+def test_a_deleted_team_or_tag_is_a_deleted_row_whether_or_not_the_list_includes_it(
     table, shown, destination
 ):
     with mock(RECORDS, lists_show_deleted=shown) as server:
@@ -128,7 +128,7 @@ def test_a_deleted_team_or_tag_is_a_deleted_row_whether_or_not_its_list_shows_it
 
 
 @pytest.mark.parametrize("user_lists", USER_LISTS)
-def test_deactivated_users_are_rows_that_say_so_however_the_lists_show_them(
+def test_deactivated_users_are_marked_as_such_whichever_list_includes_them(
     user_lists, destination
 ):
     with mock(RECORDS, user_lists=user_lists) as server:
@@ -143,7 +143,7 @@ def test_deactivated_users_are_rows_that_say_so_however_the_lists_show_them(
     assert len(destination.live("users")) == 20
 
 
-def test_a_user_that_is_deactivated_between_the_two_lists_is_a_deactivated_row(destination):
+def test_a_user_who_is_deactivated_between_the_two_lists_is_marked_as_deactivated(destination):
     with mock(RECORDS) as server:
         user = server.store.listed("users")[0]
 
@@ -158,21 +158,21 @@ def test_a_user_that_is_deactivated_between_the_two_lists_is_a_deactivated_row(d
     assert len(destination.live("users")) == 20
 
 
-def test_an_empty_list_of_active_users_takes_no_row_away(destination):
+def test_an_empty_list_of_active_users_deletes_no_rows(destination):
     with mock(RECORDS) as server:
         sync(server, destination, additional_tables="users")
 
-        def hide_the_active(request, answer):
+        def hide_active_users(request, answer):
             if request.path == "/v1/users" and "deleted" not in request.params:
                 answer.payload["data"].clear()
             return answer
 
-        server.rewrite = hide_the_active
+        server.rewrite = hide_active_users
         sync(server, destination, additional_tables="users")
         assert_mirrors(destination, server, ["users"])
 
 
-def test_users_and_teams_are_listed_five_hundred_at_a_time(destination):
+def test_lists_of_users_and_teams_are_read_in_pages_of_500(destination):
     records = make_records(users=720, teams=520, tags=130)
     with mock(records) as server:
         sync(server, destination, additional_tables="users,teams,tags")
@@ -188,7 +188,7 @@ def test_users_and_teams_are_listed_five_hundred_at_a_time(destination):
 
 
 @pytest.mark.parametrize("table", ADDITIONAL)
-def test_a_missing_role_is_named_and_the_other_tables_are_read(table, destination):
+def test_a_missing_role_is_reported_and_all_other_tables_are_read(table, destination):
     role = f"org.permission.{TYPES[table]}.read"
     with mock(RECORDS, roles=ROLES - {role}) as server:
         with pytest.raises(connector.KustomerError, match=f"{table}: .* lacks the role {role}"):
@@ -209,7 +209,7 @@ def test_a_missing_role_is_named_and_the_other_tables_are_read(table, destinatio
     ],
     ids=["no search role", "sorts customers only", "refuses other sorts", "fifty", "thirty"],
 )
-def test_all_tables_arrive_whatever_search_and_page_sizes_do(rules, destination):
+def test_all_tables_arrive_however_the_server_treats_search_and_page_sizes(rules, destination):
     with mock(RECORDS, **rules) as server:
         sync(server, destination, additional_tables="all")
         for table in ALL_TABLES:
@@ -239,7 +239,7 @@ def test_all_tables_arrive_whatever_search_and_page_sizes_do(rules, destination)
     ],
     ids=repr,
 )
-def test_a_count_is_a_whole_number_of_32_bits_or_null_and_counted_as_unreadable(
+def test_a_count_that_is_not_a_32_bit_whole_number_is_null_and_reported(
     value, count, destination, capsys
 ):
     records = make_records(messages=3)
@@ -249,22 +249,22 @@ def test_a_count_is_a_whole_number_of_32_bits_or_null_and_counted_as_unreadable(
         sync(server, destination, additional_tables="conversations")
     (row,) = destination.live("conversations").values()
     assert row["message_count"] == count and type(row["message_count"]) is type(count)
-    said = "1 unreadable value set to NULL" in capsys.readouterr().out
-    assert said is (count is None)
+    reported = "1 unreadable value set to NULL" in capsys.readouterr().out
+    assert reported is (count is None)
 
 
-def test_a_table_added_later_is_read_from_the_start(destination):
+def test_a_table_that_is_added_later_is_read_from_the_start(destination):
     with mock(RECORDS) as server:
         sync(server, destination)
         sync(server, destination, additional_tables="all")
         assert_mirrors(destination, server, ALL_TABLES)
 
 
-def test_a_table_that_is_added_again_catches_up(destination):
+def test_a_table_that_is_added_again_receives_the_changes_in_between(destination):
     with mock(RECORDS) as server:
         sync(server, destination, additional_tables="notes")
         record_id = server.store.listed("notes")[0]
-        server.store.change("notes", record_id, body="Written anew.")
+        server.store.change("notes", record_id, body="Edited.")
         sync(server, destination)
         destination.delivered.clear()
         sync(server, destination, additional_tables="notes")
@@ -272,7 +272,7 @@ def test_a_table_that_is_added_again_catches_up(destination):
     assert [pair for pair in destination.delivered if pair[0] == "notes"] == [("notes", record_id)]
 
 
-def test_a_single_saved_time_does_not_count_for_tables_that_earlier_versions_did_not_have(
+def test_a_single_saved_time_does_not_apply_to_tables_that_are_new_since_then(
     destination,
 ):
     with mock(RECORDS) as server:
@@ -282,7 +282,7 @@ def test_a_single_saved_time_does_not_count_for_tables_that_earlier_versions_did
         assert destination.rows["messages"] == {}
 
 
-def test_the_generators_return_the_rows_of_their_tables():
+def test_the_get_functions_return_the_rows_of_their_tables():
     with mock(RECORDS) as server:
         for table in ADDITIONAL:
             rows = getattr(connector, f"get_{table}")(
@@ -292,21 +292,21 @@ def test_the_generators_return_the_rows_of_their_tables():
             assert live == source_rows(server, table)
 
 
-def test_the_setup_test_of_roles_asks_for_the_additional_tables_too():
+def test_the_setup_test_of_roles_includes_the_additional_tables():
     with mock(RECORDS) as server:
         connector.test_roles(server.configuration(additional_tables="notes,tags"))
         paths = {request.path for request in server.requests}
     assert paths == {f"/v1/{table}" for table in [*TABLES, "notes", "tags"]}
 
 
-def test_a_conversation_is_one_of_one_customer_on_one_channel_with_its_messages_in_turn():
-    talks: dict = {}
+def test_made_up_conversations_have_one_customer_one_channel_and_messages_in_order():
+    threads: dict = {}
     for message in RECORDS["messages"].values():
         related = message["relationships"]
-        talks.setdefault(related["conversation"]["data"]["id"], []).append(message)
-    assert talks.keys() == RECORDS["conversations"].keys()
+        threads.setdefault(related["conversation"]["data"]["id"], []).append(message)
+    assert threads.keys() == RECORDS["conversations"].keys()
     unanswered = 0
-    for conversation_id, messages in talks.items():
+    for conversation_id, messages in threads.items():
         conversation = RECORDS["conversations"][conversation_id]
         attributes = [message["attributes"] for message in messages]
         customers = {m["relationships"]["customer"]["data"]["id"] for m in messages}
@@ -320,4 +320,4 @@ def test_a_conversation_is_one_of_one_customer_on_one_channel_with_its_messages_
         answers = [a for a in attributes if a["direction"] == "out"]
         assert conversation["attributes"]["outboundMessageCount"] == len(answers)
         unanswered += not answers
-    assert 5 < unanswered < len(talks) / 3
+    assert 5 < unanswered < len(threads) / 3

@@ -1,5 +1,5 @@
-"""Whatever Kustomer makes of what is not documented, and whatever moves meanwhile, every record
-arrives as the source has it, or the user is told that it may not."""
+"""With any undocumented behavior, and while records change, every record arrives with its current
+values, or a warning reports that it may be missing."""
 
 from unittest import mock as patching
 
@@ -44,7 +44,7 @@ BEHAVIOURS = st.fixed_dictionaries(
         max_size=25,
     ),
 )
-def test_every_record_arrives_as_the_source_has_it_or_a_warning_says_so(
+def test_every_record_arrives_with_its_current_values_or_a_warning_reports_it(
     behaviour, ties, size, moves
 ):
     destination = Destination()
@@ -62,9 +62,9 @@ def test_every_record_arrives_as_the_source_has_it_or_a_warning_says_so(
             sync(server, destination, max_records_per_page=size)
         assert len(server.requests) < 600
         for table in TABLES:
-            told = [w for w in destination.warnings if w.startswith(f"{table}: ")]
+            warnings = [w for w in destination.warnings if w.startswith(f"{table}: ")]
             live, source = destination.live(table), source_rows(server, table)
             missing = {row_id for row_id, row in source.items() if live.get(row_id) != row}
-            assert not missing or any("missed" in warning for warning in told)
+            assert not missing or any("missed" in warning for warning in warnings)
             dead = server.store.records(table).keys() & live.keys() - source.keys()
-            assert not dead or told or table == "companies"
+            assert not dead or warnings or table == "companies"

@@ -16,14 +16,14 @@ BREAKING = [kind for kind in KINDS if kind != "latency"]
 
 @pytest.fixture
 def short_timeouts(monkeypatch):
-    """Let a timeout of whole seconds pass sooner, and yet not before a slow machine answers. Two
-    of them are the most that a response may take."""
+    """Shorten the request timeout, but keep it long enough for a slow machine. A response may
+    take two timeouts in all."""
     parse = connector.validate_configuration
 
-    def parse_impatiently(configuration):
+    def parse_with_short_timeout(configuration):
         return dataclasses.replace(parse(configuration), request_timeout_seconds=0.5)
 
-    monkeypatch.setattr(connector, "validate_configuration", parse_impatiently)
+    monkeypatch.setattr(connector, "validate_configuration", parse_with_short_timeout)
     monkeypatch.setattr(connector, "__ANSWER_MAX_TIMEOUTS", 2)
 
 
@@ -33,8 +33,8 @@ def test_a_sync_succeeds_when_one_in_twenty_responses_is_a_fault(destination, sh
             server.order(Fault(kind, rate=0.05, seconds=60))
         sync(server, destination, max_records_per_page="20", retry_attempts="10")
         assert_mirrors(destination, server)
-        met = {exchange.outcome for exchange in server.exchanges}
-    assert met >= set(BREAKING)
+        outcomes = {exchange.outcome for exchange in server.exchanges}
+    assert outcomes >= set(BREAKING)
 
 
 @pytest.mark.parametrize("kind", BREAKING)
@@ -59,7 +59,7 @@ def test_a_persistent_fault_ends_the_sync_with_its_cause_and_the_next_sync_resum
         server.clear_faults()
         sync(server, destination)
         assert_mirrors(destination, server)
-    # Search fails first, and then the list that stands in for it.
+    # Search fails first, and then the list that is read instead.
     path = "POST /v1/customers/search" if kind == "429" else "GET /v1/messages"
     assert f"{path} " in str(error.value)
     assert causes.get(kind, f"status {kind}") in str(error.value)
@@ -67,7 +67,7 @@ def test_a_persistent_fault_ends_the_sync_with_its_cause_and_the_next_sync_resum
     assert all(0 <= wait <= 120 for wait in waits)
 
 
-def test_a_sync_uses_its_rate_limit_window_by_window(destination, monkeypatch):
+def test_a_sync_waits_for_the_end_of_each_rate_limit_window(destination, monkeypatch):
     clock = [connector.time.time()]
     monkeypatch.setattr(connector.time, "time", lambda: clock[0])
     monkeypatch.setattr(
@@ -79,5 +79,5 @@ def test_a_sync_uses_its_rate_limit_window_by_window(destination, monkeypatch):
         refused = [exchange for exchange in server.exchanges if exchange.outcome == "429"]
         searches = [r for r in server.requests if r.method == "POST"]
     windows = (len(searches) - len(refused) - 1) // 10
-    # At most one refusal for each reader and window, and no request while one is waited out.
+    # Each reader is refused at most once per window, because no requests are sent during a wait.
     assert windows <= len(refused) <= 4 * windows

@@ -1,4 +1,4 @@
-"""Companies: by search where it shows that it knows them, from their list where it does not."""
+"""Companies are read with search if search knows them, and otherwise from their list."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def company_requests(server) -> list:
 
 
 @pytest.mark.parametrize("company_search", COMPANY_SEARCHES)
-def test_every_company_and_every_change_arrives_whatever_search_makes_of_companies(
+def test_every_company_and_every_change_arrives_however_search_treats_companies(
     company_search, destination
 ):
     with mock(RECORDS, company_search=company_search) as server:
@@ -40,7 +40,7 @@ def test_every_company_and_every_change_arrives_whatever_search_makes_of_compani
     assert destination.warnings == []
 
 
-def test_with_nothing_changed_any_number_of_companies_takes_three_requests(destination):
+def test_without_changes_any_number_of_companies_takes_three_requests(destination):
     with mock(bare_records("companies", even_times(4300))) as server:
         sync(server, destination)
         server.exchanges.clear()
@@ -54,7 +54,7 @@ def test_with_nothing_changed_any_number_of_companies_takes_three_requests(desti
         assert_mirrors(destination, server)
 
 
-def test_a_deleted_company_that_search_knows_is_a_deleted_row(destination):
+def test_a_deleted_company_that_search_returns_is_a_deleted_row(destination):
     with mock(RECORDS, company_search="knows") as server:
         sync(server, destination)
         deleted = server.store.listed("companies")[7]
@@ -82,7 +82,7 @@ def test_a_list_of_one_page_takes_one_request(destination):
     ],
     ids=["no search role", "ignores the filter", "index lags", "pages of thirty", "no links"],
 )
-def test_companies_arrive_whatever_else_the_server_does(rules, destination):
+def test_companies_arrive_with_other_server_behaviour(rules, destination):
     with mock(RECORDS, company_search="knows", **rules) as server:
         sync(server, destination)
         assert destination.live("companies") == source_rows(server, "companies")
@@ -102,9 +102,10 @@ def test_companies_not_updated_for_two_years_are_read_from_their_list(destinatio
     assert destination.warnings == []
 
 
-def test_a_search_for_companies_that_fails_later_leaves_the_list(destination):
+def test_if_the_search_for_companies_fails_they_are_read_from_the_list(destination):
     with mock(RECORDS, company_search="knows") as server:
-        # The key, customers, the first page of companies, the proof, and then no answer.
+        # The first four requests succeed: the key, the search for customers, the first page of
+        # companies, and the search that tests whether search knows companies.
         server.order(Fault("503", after=4, path="/v1/customers/search"))
         sync(server, destination, retry_attempts="0")
         assert destination.live("companies") == source_rows(server, "companies")
@@ -114,7 +115,7 @@ def test_a_search_for_companies_that_fails_later_leaves_the_list(destination):
     assert [text.split(":")[0] for text in destination.warnings] == ["companies", "messages"]
 
 
-def test_the_first_company_is_there_when_only_the_list_serves():
+def test_get_companies_returns_every_company_if_search_does_not_know_companies():
     with mock(RECORDS) as server:
         rows = list(connector.get_companies(server.api_key, configuration=server.configuration()))
         assert {row["id"] for row in rows} == source_rows(server, "companies").keys()

@@ -1,4 +1,4 @@
-"""What a configuration may hold, and what is said of what it may not."""
+"""Valid configurations, and the error messages for invalid ones."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def message_of(**given) -> str:
     return str(error.value)
 
 
-def test_every_setting_but_the_key_has_its_documented_default():
+def test_every_setting_except_the_key_has_its_documented_default():
     assert settings() == connector.Settings(
         api_key=KEY,
         sync_frequency_hours=None,
@@ -38,7 +38,7 @@ def test_every_setting_but_the_key_has_its_documented_default():
     )
 
 
-def test_the_template_has_the_keys_of_the_seed_and_lacks_only_an_api_key():
+def test_the_template_is_a_valid_configuration_except_for_the_api_key():
     template = json.loads((PROJECT / "configuration.json").read_text())
     names = {setting.name for setting in connector.SETTINGS}
     assert template.keys() == names - {
@@ -52,7 +52,7 @@ def test_the_template_has_the_keys_of_the_seed_and_lacks_only_an_api_key():
 
 
 @pytest.mark.parametrize("blank", ["", "  ", None, "<PLACEHOLDER>"])
-def test_a_blank_or_a_placeholder_counts_as_not_set(blank):
+def test_a_blank_value_or_a_placeholder_counts_as_not_set(blank):
     names = [setting.name for setting in connector.SETTINGS if setting.name != "api_key"]
     assert settings(**dict.fromkeys(names, blank)) == settings()
 
@@ -63,7 +63,7 @@ def test_a_blank_or_placeholder_key_is_rejected(blank):
 
 
 @pytest.mark.parametrize("key", ["a b", "Bearer abc", "abc\n", "\tabc", "abc\x00", "schlüssel"])
-def test_a_key_with_blanks_or_control_characters_is_rejected_and_not_shown(key):
+def test_a_key_with_spaces_or_control_characters_is_rejected_and_not_shown(key):
     message = message_of(api_key=key)
     assert "api_key: must not contain spaces, line breaks" in message
     assert "abc" not in message and "schl" not in message
@@ -98,7 +98,7 @@ def test_booleans_are_accepted_in_upper_and_lower_case(name):
     assert f"{name}: 'perhaps' must be true or false" in message_of(**{name: "perhaps"})
 
 
-def test_all_invalid_settings_are_named_at_once():
+def test_one_error_names_all_invalid_settings():
     message = message_of(api_key="", initial_sync_days="0", retry_attempts="x", base_url="ftp://a")
     for name in ("api_key", "initial_sync_days", "retry_attempts", "base_url"):
         assert f"{name}: " in message
@@ -132,7 +132,7 @@ def test_a_value_that_is_not_a_string_is_rejected(wrong):
         ("http://[::1]:8080", "http://[::1]:8080"),
     ],
 )
-def test_base_url_is_understood_as_region_organization_or_mock(given, origin):
+def test_base_url_can_name_a_region_an_organization_or_the_mock(given, origin):
     assert settings(base_url=given).base_url == origin
 
 
@@ -159,18 +159,18 @@ def test_base_url_is_understood_as_region_organization_or_mock(given, origin):
         "https://[::1",
     ],
 )
-def test_the_key_is_sent_to_no_other_host(given):
+def test_other_hosts_are_rejected_as_base_url(given):
     assert "is not allowed; use https://api.kustomerapp.com (US)" in message_of(base_url=given)
 
 
-def test_an_unknown_setting_is_warned_about_with_the_nearest_known_one(destination):
+def test_the_warning_about_an_unknown_setting_suggests_the_most_similar_one(destination):
     with mock({}) as server:
         sync(server, destination, retry_atempts="3")
     (warning,) = destination.warnings
     assert warning == "Unknown setting 'retry_atempts'. Did you mean 'retry_attempts'?"
 
 
-def test_a_wrong_configuration_fails_before_the_first_request(destination):
+def test_an_invalid_configuration_fails_before_the_first_request(destination):
     with mock({}) as server:
         with pytest.raises(ValueError, match="retry_attempts"):
             sync(server, destination, retry_attempts="11")
@@ -178,5 +178,5 @@ def test_a_wrong_configuration_fails_before_the_first_request(destination):
     assert not destination.states
 
 
-def test_settings_do_not_show_the_key():
+def test_the_repr_of_settings_does_not_show_the_key():
     assert KEY not in repr(settings())

@@ -1,4 +1,4 @@
-"""A sync that is stopped at any point, and goes on from what was saved."""
+"""Syncs that are interrupted at any point and resume from the saved state."""
 
 import copy
 import itertools
@@ -21,12 +21,12 @@ PAGE = {"max_records_per_page": "20", "retry_attempts": "0"}
 
 
 @pytest.fixture(autouse=True)
-def checkpoints_are_frequent(monkeypatch):
+def frequent_checkpoints(monkeypatch):
     monkeypatch.setattr(connector, "__CHECKPOINT_EVERY_ROWS", 40)
 
 
 class Auditor(Destination):
-    """A destination that holds every saved state against what is safe, and against the last."""
+    """A destination that checks each saved state against its rows and the state before."""
 
     def __init__(self, server):
         super().__init__()
@@ -41,11 +41,11 @@ class Auditor(Destination):
                 attributes = record["attributes"]
                 if attributes["updatedAt"] < cursor and attributes.get("deleted") is not True:
                     row = self.rows[table].get(record_id)
-                    assert row == expected_row(table, record), f"{table} claims {record_id}"
+                    assert row == expected_row(table, record), f"{table} lacks {record_id}"
 
 
 def change_some(server) -> None:
-    """Change, delete and add records, each at a time of its own however fast that goes."""
+    """Change, delete and add records, each with a different updatedAt."""
     store, now = server.store, datetime.now(timezone.utc)
     times = (time_text(now + timedelta(milliseconds=5 * step)) for step in itertools.count())
     for table in ("customers", "companies", "messages"):
@@ -59,7 +59,7 @@ def change_some(server) -> None:
 
 
 def crash_at(number: int, auditor: Auditor, server) -> bool:
-    """Run a sync that loses its connection for good at a request; return whether it got there."""
+    """Run a sync whose requests fail from a given one on. Return whether it got that far."""
     server.order(Fault("reset", after=len(server.requests) + number - 1))
     try:
         sync(server, auditor, **PAGE)
@@ -116,7 +116,7 @@ def test_a_sync_interrupted_again_and_again_finishes_without_loss(monkeypatch):
         auditor = Auditor(server)
         monkeypatch.setattr(connector, "op", auditor)
         syncs = 0
-        # Each sync gets as far as twenty requests; the saved cursors bring it through.
+        # Each sync ends after 20 requests, so only the saved cursors let the last one finish.
         while crash_at(21, auditor, server):
             syncs += 1
             assert syncs < 30
@@ -124,7 +124,7 @@ def test_a_sync_interrupted_again_and_again_finishes_without_loss(monkeypatch):
         assert_mirrors(auditor, server)
 
 
-def test_a_destination_that_fails_at_any_row_loses_none(monkeypatch):
+def test_no_row_is_lost_if_the_destination_fails_at_any_row(monkeypatch):
     for number in range(0, 370, 40):
         with mock(RECORDS) as server:
             auditor = Auditor(server)
@@ -144,7 +144,7 @@ def test_a_destination_that_fails_at_any_row_loses_none(monkeypatch):
             assert_mirrors(auditor, server)
 
 
-def test_fivetran_debug_killed_at_five_points_resumes_without_loss(tmp_path):
+def test_fivetran_debug_resumes_without_loss_after_it_was_killed_five_times(tmp_path):
     records = make_records(customers=1500, companies=150, brands=3, messages=6500)
     with mock(records) as server:
         project = Project(tmp_path, server)

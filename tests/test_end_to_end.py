@@ -1,4 +1,4 @@
-"""The connector under the real SDK, into a real DuckDB file."""
+"""The connector with the real SDK and a real DuckDB file."""
 
 import pytest
 
@@ -28,14 +28,13 @@ _DUCKDB_TYPES = {
 
 @pytest.fixture(scope="module")
 def synced(tmp_path_factory):
-    """A project after its first sync of a large mock, all tables of it, the mock, and what the
-    sync printed."""
+    """Yield a project after a first sync of all tables, its mock, and the output of the sync."""
     with mock(make_records(**COUNTS)) as server:
         project = Project(tmp_path_factory.mktemp("project"), server, additional_tables="all")
         yield project, server, project.debug()
 
 
-def test_every_row_and_column_in_the_warehouse_is_what_kustomer_holds(synced):
+def test_every_row_and_column_in_the_warehouse_matches_its_record(synced):
     project, server, _ = synced
     for table in ALL_TABLES:
         rows, source = project.rows(table), source_rows(server, table)
@@ -45,7 +44,7 @@ def test_every_row_and_column_in_the_warehouse_is_what_kustomer_holds(synced):
             assert rows[row_id] == row
 
 
-def test_deleted_records_are_in_the_warehouse_as_deleted_rows(synced):
+def test_deleted_records_are_deleted_rows_in_the_warehouse(synced):
     project, server, _ = synced
     found = project.query("select id from tester.customers where _fivetran_deleted")
     records = server.store.records("customers").items()
@@ -53,7 +52,7 @@ def test_deleted_records_are_in_the_warehouse_as_deleted_rows(synced):
     assert deleted and {row[0] for row in found} == deleted
 
 
-def test_every_declared_column_exists_with_its_type_even_when_it_never_has_a_value(synced):
+def test_every_declared_column_exists_with_its_type_even_without_values(synced):
     project, _, _ = synced
     for table in ALL_TABLES:
         described = {row[0]: row[1] for row in project.query(f"describe tester.{table}")}
@@ -62,22 +61,22 @@ def test_every_declared_column_exists_with_its_type_even_when_it_never_has_a_val
     assert project.query("select count(locked), count(*) > 0 from tester.customers") == [(0, True)]
 
 
-def test_the_log_of_a_sync_has_no_warning_and_no_key(synced):
+def test_the_log_of_a_sync_has_no_warnings_and_does_not_show_the_key(synced):
     _, server, output = synced
-    # What comes before is the SDK's own, and may be of a website it cannot reach.
-    own = output.partition("calling update()")[2]
-    assert "SYNC SUCCEEDED" in own and "WARNING" not in own and "Traceback" not in own
+    # Before that, the SDK may warn about a website that it cannot reach.
+    log = output.partition("calling update()")[2]
+    assert "SYNC SUCCEEDED" in log and "WARNING" not in log and "Traceback" not in log
     assert server.api_key not in output
 
 
 def change_some(store) -> set:
-    """Change, delete, add and erase records; return the ids of the customers among them."""
+    """Change, delete, add and erase records. Return the ids of changed and deleted customers."""
     listed = {table: store.listed(table) for table in ALL_TABLES}
     for table, number, attributes in (
         ("customers", 15, {"name": "Renamed 名前"}),
         ("messages", 25, {"status": "read"}),
         ("conversations", 7, {"messageCount": 99}),
-        ("notes", 1, {"body": "Written anew."}),
+        ("notes", 1, {"body": "Edited."}),
     ):
         for record_id in listed[table][:number]:
             store.change(table, record_id, **attributes)
@@ -93,12 +92,12 @@ def change_some(store) -> set:
     return set(listed["customers"][:20])
 
 
-def test_a_second_sync_delivers_what_changed_and_nothing_else(synced):
+def test_a_second_sync_delivers_only_changed_records(synced):
     project, server, _ = synced
     before = project.rows("customers")
     changed = change_some(server.store)
     already = len(server.requests)
-    # The last table of a sync.
+    # Tags are the last table of a sync.
     (last_write,) = project.query("select max(_fivetran_synced)::varchar from tester.tags")[0]
     project.debug()
     requests = server.requests[already:]
@@ -119,12 +118,12 @@ def test_a_second_sync_delivers_what_changed_and_nothing_else(synced):
     after = project.rows("customers")
     assert all(after[row_id] == row for row_id, row in before.items() if row_id not in changed)
     by_context = [request.body["queryContext"] for request in requests if request.body]
-    # Companies are asked for once, to see whether search knows them.
+    # One search tests whether search knows companies.
     assert set(by_context) == {"customer", "company", "message", "conversation", "note"}
     assert max(map(by_context.count, by_context)) <= 2
 
 
-def test_the_connector_is_what_fivetran_asks_for():
+def test_the_connector_declares_what_fivetran_requires():
     assert connector.connector.update_method is connector.update
     assert {entry["table"] for entry in connector.schema({})} == set(TABLES)
     every = connector.schema({"additional_tables": "all"})
@@ -132,7 +131,7 @@ def test_the_connector_is_what_fivetran_asks_for():
     assert all(entry["primary_key"] == ["id"] for entry in every)
 
 
-def test_the_expectation_of_these_tests_is_not_the_connectors_own(synced):
+def test_the_expected_rows_of_these_tests_match_the_records_of_the_mock(synced):
     _, server, _ = synced
     record = next(iter(server.store.records("messages").values()))
     row = expected_row("messages", record)

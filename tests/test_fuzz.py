@@ -1,4 +1,4 @@
-"""Whatever configuration and state come, update() ends in a sync or in a ValueError that helps."""
+"""With any configuration and state, update() either succeeds or raises a helpful error."""
 
 from unittest import mock as patching
 
@@ -33,7 +33,7 @@ states = (
 
 
 def means_another_host(changes: dict) -> bool:
-    """Return whether a sync with these changes would leave this machine."""
+    """Return whether a sync with these changes would send requests to another host."""
     address = {"api_key": "key", "base_url": changes.get("base_url")}
     try:
         return "base_url" in changes and bool(connector.validate_configuration(address))
@@ -47,7 +47,7 @@ def means_another_host(changes: dict) -> bool:
     ),
     state=states,
 )
-def test_update_ends_in_a_sync_or_in_a_value_error_that_names_the_key(changes, state):
+def test_update_succeeds_or_raises_an_error_that_names_the_invalid_setting(changes, state):
     if means_another_host(changes):
         del changes["base_url"]
     destination = Destination()
@@ -58,7 +58,7 @@ def test_update_ends_in_a_sync_or_in_a_value_error_that_names_the_key(changes, s
             named = [name for name in [*NAMES, "last_sync_time"] if name in str(error)]
             assert named and not destination.states
         except connector.KustomerError as error:
-            # Only another key can be well-formed and still not work.
+            # Among valid configurations, only those with a wrong key can fail.
             assert "api_key" in changes and "api_key" in str(error)
         else:
             assert (

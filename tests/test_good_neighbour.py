@@ -1,4 +1,4 @@
-"""Lists leave agents' apps their share of the organization's requests."""
+"""Lists leave a share of the organization's rate limit to other clients."""
 
 import pytest
 
@@ -12,7 +12,7 @@ RECORDS = make_records(customers=20, companies=900, brands=2, messages=20)
 
 @pytest.fixture
 def clock(monkeypatch) -> list:
-    """Return a clock of one time, which passes only while the connector waits, and its waits."""
+    """Replace the clock with one that only moves during waits, and return the list of waits."""
     now, waited = [connector.time.time()], []
 
     def wait(_client, seconds, _reason):
@@ -25,21 +25,19 @@ def clock(monkeypatch) -> list:
     return waited
 
 
-def test_a_list_that_meets_less_than_a_tenth_of_the_budget_waits_for_its_reset_and_ends(
-    destination, clock
-):
+def test_lists_wait_for_the_reset_if_less_than_a_tenth_of_the_limit_is_left(destination, clock):
     with mock(RECORDS, org_limit=10, window_seconds=60, reset_on_every_answer=True) as server:
         sync(server, destination)
         assert_mirrors(destination, server)
         refused = [exchange for exchange in server.exchanges if exchange.outcome == "429"]
-    # Ten requests a minute: the tenth leaves nothing, and the next one waits for the minute's end.
+    # The tenth request uses up the limit of the minute, so the next one waits for the reset.
     assert clock and all(50 < seconds <= 61 for seconds in clock)
     assert refused == []
 
 
 @pytest.mark.parametrize(("share", "left", "waits"), [("90", 9, True), ("90", 10, False)])
 @pytest.mark.parametrize("reset", [True, False])
-def test_lists_wait_when_less_than_the_reserved_share_is_left(
+def test_lists_wait_only_if_less_than_the_reserved_share_is_left(
     share, left, waits, reset, destination, clock
 ):
     def set_headers(request, answer):
@@ -53,12 +51,12 @@ def test_lists_wait_when_less_than_the_reserved_share_is_left(
         sync(server, destination, api_utilization_percentage=share)
         assert_mirrors(destination, server)
         lists = [request for request in server.requests if request.method == "GET"]
-    # Not before the first request, and not after the last one.
+    # There is no wait before the first list request or after the last one.
     assert clock == ([7 if reset else 5] * (len(lists) - 1) if waits else [])
 
 
 @pytest.mark.parametrize("share", ["100", "90"])
-def test_at_a_hundred_percent_no_list_waits(share, destination, clock):
+def test_lists_never_wait_at_a_utilization_of_100_percent(share, destination, clock):
     def set_headers(request, answer):
         headers = {"x-ratelimit-limit": "1000", "x-ratelimit-remaining": "0"}
         return answer._replace(headers=headers)
@@ -70,7 +68,7 @@ def test_at_a_hundred_percent_no_list_waits(share, destination, clock):
     assert bool(clock) is (share != "100")
 
 
-def test_searches_do_not_wait_for_the_shared_budget(destination, clock):
+def test_searches_do_not_wait_for_the_limit_of_the_organization(destination, clock):
     records = make_records(messages=300, same_moment=0)
     with mock(records, search_limit=10**6) as server:
 
@@ -85,7 +83,7 @@ def test_searches_do_not_wait_for_the_shared_budget(destination, clock):
 
 
 @pytest.mark.parametrize("headers", [{}, {"x-ratelimit-limit": "x", "x-ratelimit-remaining": "0"}])
-def test_responses_without_a_usable_budget_cause_no_wait(headers, destination, clock):
+def test_lists_do_not_wait_if_responses_report_no_valid_limit(headers, destination, clock):
     with mock(RECORDS) as server:
         server.rewrite = lambda request, answer: answer._replace(headers=headers)
         sync(server, destination)

@@ -1,4 +1,4 @@
-"""The commands of the Makefile, run by make itself in a copy of the project."""
+"""The commands of the Makefile, run in a copy of the project."""
 
 import json
 import os
@@ -20,22 +20,22 @@ BIN = os.path.dirname(sys.executable)
 
 @pytest.fixture
 def make(tmp_path):
-    """Return a function that runs make in a copy of the project, with this environment."""
+    """Return a function that runs make in a copy of the project, with the current packages."""
     for name in ("connector.py", "Makefile", "requirements.txt", "configuration.json"):
         shutil.copy(PROJECT / name, tmp_path)
     shutil.copytree(PROJECT / "mock_server", tmp_path / "mock_server")
     (tmp_path / ".venv").mkdir()
-    # A .venv that is ready, and newer than what it is made from.
+    # This .venv is newer than the files that it depends on, so make does not set it up again.
     for part in ("bin", "lib", "pyvenv.cfg"):
         (tmp_path / ".venv" / part).symlink_to(os.path.join(sys.prefix, part))
     (tmp_path / ".venv" / "ready").write_text("python3\n")
     helpers = tmp_path / "helpers"
     helpers.mkdir()
-    # The SDK's scan for missing dependencies asks a website, which is not what is tried here.
+    # The SDK runs pipreqs to find missing dependencies, and pipreqs sends requests to a website.
     write_script(helpers / "pipreqs", "exit 0")
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        # Neither a real key, nor what a make that runs the tests tells the makes below it.
+        # Left out are a real key, and the variables that `make test` passes to nested makes.
         left_out = ("FIVETRAN_API_KEY", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON")
         inherited = {name: v for name, v in os.environ.items() if name not in left_out}
         path = os.pathsep.join([str(helpers), inherited["PATH"]])
@@ -64,12 +64,12 @@ def write_script(path, text: str) -> str:
     return str(path)
 
 
-def test_the_package_holds_the_connector_and_nothing_of_the_project_besides(make, tmp_path):
+def test_the_package_has_no_other_file_of_the_project_than_the_connector(make, tmp_path):
     run = make("package")
     assert run.returncode == 0, run.stdout + run.stderr
     with zipfile.ZipFile(tmp_path / "build" / "connector" / "files" / "connector.zip") as package:
         names = set(package.namelist())
-        # The second file is the SDK's own rendering of the form.
+        # The SDK generates the second file from the form.
         assert names == {"connector.py", "configuration_form.pb"}
         assert package.read("connector.py") == (PROJECT / "connector.py").read_bytes()
 
@@ -93,19 +93,19 @@ DEPLOYMENT = {
         ("FIVETRAN_API_KEY", "", "FIVETRAN_API_KEY is missing"),
     ],
 )
-def test_a_deployment_that_cannot_work_fails_before_fivetran_is_contacted(name, value, says, make):
+def test_an_invalid_deployment_fails_before_fivetran_is_contacted(name, value, says, make):
     run = make("deploy", "FIVETRAN=false", **{**DEPLOYMENT, name: value})
     assert run.returncode != 0
     assert says in run.stderr and "secret" not in run.stdout + run.stderr
 
 
-def test_a_deployment_sends_the_connector_alone_with_a_configuration_that_the_sdk_finds(
+def test_a_deployment_sends_only_the_connector_and_a_configuration_that_the_sdk_finds(
     make, tmp_path
 ):
     with mock(make_records(customers=3)) as server:
         file = tmp_path / "my configuration.json"
         file.write_text(json.dumps(server.configuration()))
-        # Deploying needs Fivetran; a local run takes folder and configuration in the same way.
+        # Deploying requires Fivetran, so a local sync uses the same folder and configuration.
         stand_in = write_script(
             tmp_path / "helpers" / "deploy",
             'echo "$@" >> deployed; test "$1" = deploy || exit 1\n'
@@ -122,7 +122,7 @@ def test_a_deployment_sends_the_connector_alone_with_a_configuration_that_the_sd
     assert [f.name for f in (tmp_path / "build" / "connector").glob("*.*")] == ["connector.py"]
 
 
-def test_the_python_that_is_deployed_to_is_one_that_the_workflow_tests():
+def test_the_workflow_tests_the_python_version_of_the_deployment():
     workflow = (PROJECT / ".github" / "workflows" / "tests.yml").read_text()
     assert "FIVETRAN_PYTHON = 3.13\n" in (PROJECT / "Makefile").read_text()
     assert '"3.13"' in workflow
@@ -148,7 +148,7 @@ def test_setup_tests_and_syncs_take_the_key_from_a_file_that_git_ignores(make, t
     assert (tmp_path / "configuration.json").read_text() == template
 
 
-def test_the_warehouse_can_be_looked_into_with_times_and_with_mistakes(make, tmp_path):
+def test_make_sql_shows_times_and_reports_errors_without_a_traceback(make, tmp_path):
     none = make("sql")
     assert none.returncode != 0 and "There is no files/warehouse.db. Run a sync" in none.stderr
     (tmp_path / "files").mkdir()
@@ -169,11 +169,11 @@ def test_the_warehouse_can_be_looked_into_with_times_and_with_mistakes(make, tmp
     assert wrong.returncode != 0 and "Traceback" not in wrong.stderr and '"x"' in wrong.stderr
 
 
-def test_the_demo_leaves_the_users_own_warehouse_and_state_alone(make, tmp_path):
+def test_the_demo_does_not_change_the_users_warehouse_and_state(make, tmp_path):
     files = tmp_path / "files"
     files.mkdir()
     for name in ("warehouse.db", "state.json"):
-        (files / name).write_text("the user's own")
+        (files / name).write_text("the user's file")
     run = make("demo")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "NOT what changed" not in run.stdout and run.stdout.count("as in Kustomer") == 5
@@ -183,14 +183,14 @@ def test_the_demo_leaves_the_users_own_warehouse_and_state_alone(make, tmp_path)
     command = run.stdout.splitlines()[-1].partition("make ")[2].split()
     assert "conversations" in make(*command).stdout
     assert {f.name: f.read_text() for f in files.iterdir()} == {
-        "warehouse.db": "the user's own",
-        "state.json": "the user's own",
+        "warehouse.db": "the user's file",
+        "state.json": "the user's file",
     }
     make("clean")
     assert not (tmp_path / "build").exists() and len(list(files.iterdir())) == 2
 
 
-def test_a_missing_python_and_one_that_is_too_old_give_different_errors(make, tmp_path):
+def test_a_missing_python_and_an_old_python_are_different_errors(make, tmp_path):
     none = make("lint", "PYTHON=python9")
     assert none.returncode != 0 and "python9 was not found" in none.stderr
     old = write_script(tmp_path / "helpers" / "python2", "exit 1")
@@ -199,7 +199,7 @@ def test_a_missing_python_and_one_that_is_too_old_give_different_errors(make, tm
 
 
 def stand_in_python(tmp_path, name: str) -> str:
-    """Return a Python that notes each .venv it makes, and installs nothing into it."""
+    """Return a fake Python that records each .venv that it makes, and installs nothing."""
     return write_script(
         tmp_path / "helpers" / name,
         f'case "$2" in venv) echo {name} >> made; mkdir -p .venv/bin; '
@@ -209,20 +209,20 @@ def stand_in_python(tmp_path, name: str) -> str:
     )
 
 
-def test_another_python_makes_another_environment_and_the_same_one_does_not(make, tmp_path):
+def test_only_another_python_replaces_the_environment(make, tmp_path):
     (tmp_path / ".venv" / "bin").unlink()
     first, second = (stand_in_python(tmp_path, name) for name in ("one", "two"))
     for python in (first, first, second):
         run = make("lint", f"PYTHON={python}")
         assert run.returncode == 0, run.stdout + run.stderr
-    # Without a name the environment stays as it is, even where python3 is too old to make one.
+    # Without PYTHON, the environment does not change, even if python3 is too old.
     write_script(tmp_path / "helpers" / "python3", "exit 1")
     unnamed = make("lint")
     assert unnamed.returncode == 0, unnamed.stderr
     assert (tmp_path / "made").read_text().split() == ["one", "two"]
 
 
-def test_two_makes_at_once_set_up_one_environment(make, tmp_path):
+def test_concurrent_make_commands_set_up_one_environment(make, tmp_path):
     (tmp_path / ".venv" / "bin").unlink()
     (tmp_path / ".venv" / "ready").unlink()
     python = stand_in_python(tmp_path, "one")

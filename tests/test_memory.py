@@ -1,4 +1,4 @@
-"""The size of a table does not show in memory."""
+"""Memory use does not grow with the size of a table."""
 
 import json
 import subprocess
@@ -10,9 +10,9 @@ from tests.support import bare_records, even_times, mock
 MEGABYTE = 2**20
 
 
-def peak_of_a_sync(messages: int) -> int:
-    """Return the most bytes that the process of a sync of so many messages held. They are short,
-    because what is kept of each message counts, not what passes through."""
+def peak_memory(messages: int) -> int:
+    """Return the peak memory, in bytes, of a process that syncs this many messages. They are
+    short, because only what the connector keeps of each one is measured."""
     with mock(bare_records("messages", even_times(messages))) as server:
         command = [sys.executable, "benchmark.py", "grow", json.dumps(server.configuration())]
         grown = json.loads(subprocess.check_output(command, cwd=PROJECT, timeout=100))
@@ -21,5 +21,5 @@ def peak_of_a_sync(messages: int) -> int:
 
 
 def test_100000_messages_take_no_more_memory_than_10000():
-    # Of both, several slices are read at once.
-    assert peak_of_a_sync(100_000) <= peak_of_a_sync(10_000) + 5 * MEGABYTE
+    # In both cases, several slices are read at the same time.
+    assert peak_memory(100_000) <= peak_memory(10_000) + 5 * MEGABYTE

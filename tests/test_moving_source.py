@@ -1,4 +1,4 @@
-"""Records change, appear and vanish between any two requests of a sync."""
+"""Records change, appear and disappear between the requests of a sync."""
 
 from datetime import datetime, timedelta, timezone
 from unittest import mock as patching
@@ -21,7 +21,7 @@ MOVES = ("change", "change", "add", "delete", "erase")
 
 
 def records_with_ties(ties: list) -> dict:
-    """Return records whose times are a few moments, as often as `ties` says."""
+    """Return records that share a few values of updatedAt, given as offsets in milliseconds."""
     start = datetime.now(timezone.utc) - timedelta(days=20)
     moments = [start + timedelta(milliseconds=tie) for tie in ties]
     times = [moments[place % len(ties)] for place in range(NUMBER)]
@@ -30,7 +30,7 @@ def records_with_ties(ties: list) -> dict:
 
 
 def move(store, kind: str, table: str, place: int) -> None:
-    """Make one move, at a place of the table's list or of its search order."""
+    """Change, add, delete or erase one record, chosen by its position in the list or in search."""
     if kind == "add":
         record = list(SPARE[table].values())[place % len(SPARE[table])]
         store.put(table, record)
@@ -46,12 +46,12 @@ def move(store, kind: str, table: str, place: int) -> None:
         store.erase(table, record_id)
 
 
-def assert_equal_but_for_what_left_no_trace(destination: Destination, server) -> None:
+def assert_equal_except_for_undetectable_deletions(destination: Destination, server) -> None:
     for table in TABLES:
         live, source = destination.live(table), source_rows(server, table)
         for row_id, row in source.items():
             assert live.get(row_id) == row, (table, row_id)
-        # A list does not show what was deleted, and nothing shows what was erased.
+        # Lists do not include deleted records, and nothing reports erased records.
         known = server.store.records(table)
         for row_id in live.keys() - source.keys():
             assert row_id not in known or table == "companies" or not searchable(server)
@@ -75,7 +75,9 @@ def searchable(server) -> bool:
     ),
     with_search=st.booleans(),
 )
-def test_whatever_moves_every_record_arrives_as_the_source_has_it(ties, size, moves, with_search):
+def test_every_record_arrives_with_its_current_values_if_records_change_meanwhile(
+    ties, size, moves, with_search
+):
     roles = ROLES if with_search else ROLES - {SEARCH_ROLE}
     destination = Destination()
     with mock(records_with_ties(ties), roles=roles) as server:
@@ -90,11 +92,11 @@ def test_whatever_moves_every_record_arrives_as_the_source_has_it(ties, size, mo
             sync(server, destination, max_records_per_page=size)
             server.before_answer = None
             sync(server, destination, max_records_per_page=size)
-        assert_equal_but_for_what_left_no_trace(destination, server)
+        assert_equal_except_for_undetectable_deletions(destination, server)
 
 
-def test_a_record_that_leaves_a_tied_group_in_each_of_its_passes_hides_no_other(destination):
-    """Found by the property above: a pass may meet nothing new and yet have missed a record."""
+def test_no_record_is_missed_if_others_leave_a_shared_updated_at_in_each_pass(destination):
+    """Found by the property test above: a pass can find nothing new and still miss a record."""
     with mock(records_with_ties([0, 1, 2, 2, 2])) as server:
 
         def move_one_away(request):
@@ -116,45 +118,45 @@ def test_a_record_that_leaves_a_tied_group_in_each_of_its_passes_hides_no_other(
         server.before_answer = None
         sync(server, destination, max_records_per_page="25")
         assert len(moved) >= 3
-        assert_equal_but_for_what_left_no_trace(destination, server)
+        assert_equal_except_for_undetectable_deletions(destination, server)
 
 
 @pytest.mark.parametrize("size", ["20", "100"])
-def test_a_record_that_moves_past_the_end_while_its_page_is_read_arrives_with_the_next_sync(
+def test_a_record_that_changes_while_its_page_is_read_arrives_with_the_next_sync(
     size, destination
 ):
     with mock(records_with_ties(list(range(30)))) as server:
 
-        def move_what_is_read(request):
+        def change_what_is_read(request):
             if request.method == "POST" and len(moved) < 40:
                 _, record_id = server.store.keys("messages")[len(moved)]
                 moved.append(record_id)
                 server.store.change("messages", record_id, status="moved")
 
         moved: list = []
-        server.before_answer = move_what_is_read
+        server.before_answer = change_what_is_read
         sync(server, destination, max_records_per_page=size)
         server.before_answer = None
         sync(server, destination, max_records_per_page=size)
         assert moved
-        assert_equal_but_for_what_left_no_trace(destination, server)
+        assert_equal_except_for_undetectable_deletions(destination, server)
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_deletion_at_each_page_boundary_of_a_list_hides_no_record(table, destination):
+def test_no_record_is_missed_if_records_are_deleted_at_each_page_boundary(table, destination):
     roles = ROLES - {SEARCH_ROLE}
     with mock(records_with_ties([0, 1, 2]), roles=roles) as server:
 
         def erase_at_the_boundary(request):
-            asked = (request.params.get("page"), request.params.get("pageSize"))
-            if request.path == f"/v1/{table}" and asked not in met:
-                met.add(asked)
-                boundary = (int(asked[0]) - 1) * int(asked[1])
+            page = (request.params.get("page"), request.params.get("pageSize"))
+            if request.path == f"/v1/{table}" and page not in requested:
+                requested.add(page)
+                boundary = (int(page[0]) - 1) * int(page[1])
                 server.store.erase(table, server.store.listed(table)[boundary])
 
-        met: set = set()
+        requested: set = set()
         server.before_answer = erase_at_the_boundary
         sync(server, destination, max_records_per_page="20")
         server.before_answer = None
         sync(server, destination, max_records_per_page="20")
-        assert_equal_but_for_what_left_no_trace(destination, server)
+        assert_equal_except_for_undetectable_deletions(destination, server)

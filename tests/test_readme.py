@@ -1,4 +1,4 @@
-"""What the README says is true."""
+"""The README and the docs match the code."""
 
 import ast
 import collections
@@ -36,23 +36,23 @@ SEED_HEADINGS = [
     "Additional considerations",
 ]
 INSTALLED_ON_FIVETRAN = {"fivetran_connector_sdk", "requests"}
-# pytest finds these by itself.
+# pytest loads these without an import.
 PLUGINS = {"pytest_timeout", "pytest_xdist"}
 
 
 def table_after(heading: str, columns: int, page: str = README) -> list:
-    """Return the cells of the rows with so many columns in a section."""
+    """Return the cells of the table rows with `columns` columns in a section."""
     section = page.split(f"\n{heading}\n", 1)[1]
     section = re.split(r"\n#+ ", section)[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
     return [row for row in rows if len(row) == columns and not row[0].startswith("--")][1:]
 
 
-def test_the_headings_are_the_seeds_in_its_order():
+def test_the_readme_has_the_expected_headings_in_order():
     assert re.findall(r"^## (.*)$", README, re.M) == SEED_HEADINGS
 
 
-def test_the_two_commands_stand_at_the_top():
+def test_the_readme_begins_with_make_demo_and_make_test():
     top = README.split("\n## ")[1]
     assert "make demo" in top and "make test" in top
     assert "make test" in (PROJECT / ".ci" / "run").read_text()
@@ -84,12 +84,12 @@ def test_every_setting_is_listed_with_its_default_and_range():
             assert extent == "{}-{}".format(*setting.limits)
 
 
-def test_the_template_in_the_text_is_the_file():
+def test_the_template_in_the_readme_equals_the_file():
     (template,) = re.findall(r"```json\n(.*?)```", README, re.S)
     assert json.loads(template) == json.loads((PROJECT / "configuration.json").read_text())
 
 
-def test_the_roles_are_those_that_errors_name():
+def test_the_readme_lists_the_roles_that_errors_name():
     roles = {
         row[1].strip("`"): row[2].strip("` |")
         for row in re.findall(r"^   \| (.*) \| (.*) \| (.*) \|$", README, re.M)[1:]
@@ -100,7 +100,7 @@ def test_the_roles_are_those_that_errors_name():
 
 
 def failures() -> list:
-    """Make each failure that the table of messages speaks of, and return what was said."""
+    """Cause each failure in the README's error table, and return the messages."""
     return [
         *(configuration_failure(**wrong) for wrong in WRONG_SETTINGS),
         sync_failure(key="other"),
@@ -152,14 +152,14 @@ def sync_failure(roles=ROLES, fault="", key="", endless=False, state=None) -> st
     return " ".join(destination.warnings)
 
 
-def test_every_message_of_the_error_table_is_what_the_code_says():
+def test_every_message_in_the_error_table_matches_the_code():
     patterns = [
         ".*".join(map(re.escape, row[0].strip("`").split("…")))
         for row in table_after("## Error handling", 2)
     ]
-    said = failures()
-    assert len(patterns) == len(said)
-    for pattern, message in zip(patterns, said):
+    messages = failures()
+    assert len(patterns) == len(messages)
+    for pattern, message in zip(patterns, messages):
         assert re.search(pattern, message, re.S), (pattern, message)
 
 
@@ -182,7 +182,7 @@ def test_the_sql_examples_answer_their_questions(tmp_path):
         database.execute(responses)
 
 
-def test_the_example_of_a_first_response_is_timed_right(tmp_path):
+def test_the_sql_example_measures_the_first_response_time_correctly(tmp_path):
     database = duckdb.connect()
     database.execute("create schema tester")
     database.execute(
@@ -208,7 +208,7 @@ def test_the_example_of_a_first_response_is_timed_right(tmp_path):
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
-    """A mock with records of every table, and a project that has synced all of them."""
+    """Yield the store of a mock with records of every table, and a project that synced them."""
     records = make_records(
         customers=60, brands=3, messages=1500, notes=20, users=8, teams=3, tags=6, same_moment=0
     )
@@ -222,7 +222,7 @@ def named(store, table: str, record_id: str) -> str:
     return store.records(table)[record_id]["attributes"]["name"]
 
 
-def kept_conversations(store) -> dict:
+def live_conversations(store) -> dict:
     """Return the attributes of the conversations that are not deleted, by id."""
     return {
         record_id: record["attributes"]
@@ -231,12 +231,12 @@ def kept_conversations(store) -> dict:
     }
 
 
-def test_the_first_response_time_of_each_team_and_brand_is_the_median_of_its_conversations(
+def test_the_sql_example_returns_the_median_response_time_of_each_team_and_brand(
     everything,
 ):
     store, project = everything
     minutes: dict = {}
-    for conversation_id, attributes in kept_conversations(store).items():
+    for conversation_id, attributes in live_conversations(store).items():
         if "firstResponse" not in attributes:
             continue
         brand = store.records("conversations")[conversation_id]["relationships"]["brand"]
@@ -249,16 +249,16 @@ def test_the_first_response_time_of_each_team_and_brand_is_the_median_of_its_con
     assert len(found) > 5 and found.keys() == minutes.keys()
     for names, times in minutes.items():
         assert found[names][0] == len(times)
-        # The warehouse counts whole seconds, and the example shows whole minutes.
+        # The query counts whole seconds and returns whole minutes.
         assert found[names][1] == pytest.approx(statistics.median(times), abs=0.55)
 
 
-def test_the_backlog_has_every_open_conversation_by_its_age_in_weeks(everything):
+def test_the_sql_example_counts_every_open_conversation_by_its_age_in_weeks(everything):
     store, project = everything
 
     def backlog() -> list:
         weeks: dict = {}
-        for attributes in kept_conversations(store).values():
+        for attributes in live_conversations(store).values():
             if attributes["status"] == "open":
                 created = datetime.fromisoformat(attributes["createdAt"].replace("Z", "+00:00"))
                 age = (datetime.now(timezone.utc).date() - created.date()).days // 7
@@ -266,15 +266,15 @@ def test_the_backlog_has_every_open_conversation_by_its_age_in_weeks(everything)
         return [(age, len(without), sum(without)) for age, without in sorted(weeks.items())]
 
     before, found = backlog(), project.query(SQL[4])
-    # Midnight may pass meanwhile.
+    # The date may change between the two calls.
     assert len(found) > 5 and found in (before, backlog())
 
 
-def test_the_most_used_tags_are_counted_by_their_names(everything):
+def test_the_sql_example_counts_the_most_used_tags_by_name(everything):
     store, project = everything
     used = collections.Counter(
         named(store, "tags", tag_id)
-        for attributes in kept_conversations(store).values()
+        for attributes in live_conversations(store).values()
         for tag_id in attributes["tags"]
     )
     assert len(used) == 6
@@ -295,26 +295,26 @@ def third_party_imports() -> set:
     return names - own - set(sys.stdlib_module_names)
 
 
-def test_requirements_list_every_import_that_fivetran_has_not_and_pin_it():
+def test_requirements_pin_every_import_that_fivetran_does_not_install():
     lines = (PROJECT / "requirements.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     modules = {name.replace("-", "_") for name in pinned}
     assert modules == third_party_imports() - INSTALLED_ON_FIVETRAN | PLUGINS
 
 
-def test_the_connector_imports_only_what_fivetran_has():
+def test_the_connector_imports_only_what_fivetran_installs():
     tree = ast.parse((PROJECT / "connector.py").read_text())
     names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     names |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     assert {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) == INSTALLED_ON_FIVETRAN
 
 
-def test_the_newest_version_of_the_changelog_is_the_connectors():
+def test_the_newest_version_in_the_changelog_is_the_version_of_the_connector():
     versions = re.findall(r"^## (\S+)$", (PROJECT / "CHANGELOG.md").read_text(), re.M)
     assert versions[0] == connector.VERSION
 
 
-def test_a_configuration_with_a_key_is_ignored_by_git_and_the_template_is_not():
+def test_git_ignores_configurations_with_a_key_but_not_the_template():
     ignored = (PROJECT / ".gitignore").read_text().splitlines()
     assert "configuration.*.json" in ignored and "configuration.json" not in ignored
     assert "configuration.local.json" in README

@@ -1,4 +1,4 @@
-"""One request: what is waited for, what is retried, and what is said at the end."""
+"""Single requests: waits, retries and error messages."""
 
 import dataclasses
 import socket
@@ -21,8 +21,8 @@ def ask(server, **settings) -> dict:
     )
 
 
-def impatient_client(server, **settings):
-    """Return a client that gives up on an answer after a moment, sooner than settings allow."""
+def client_with_short_timeout(server, **settings):
+    """Return a client with a timeout of half a second, which is shorter than settings allow."""
     checked = connector.validate_configuration(server.configuration(**settings))
     return connector.open_client(dataclasses.replace(checked, request_timeout_seconds=0.5))
 
@@ -33,7 +33,7 @@ def failure_of(server, **settings) -> str:
     return str(error.value)
 
 
-def test_an_answer_is_returned_as_parsed_json():
+def test_a_response_is_returned_as_parsed_json():
     with mock({}) as server:
         assert ask(server)["data"] == []
         (request,) = server.requests
@@ -46,7 +46,7 @@ def test_an_answer_is_returned_as_parsed_json():
     "kind", ["500", "502", "503", "reset", "truncated", "html", "timed_out", "timeout"]
 )
 def test_temporary_failures_are_retried_with_full_jitter_until_success(kind, waits):
-    with mock({}) as server, impatient_client(server) as client:
+    with mock({}) as server, client_with_short_timeout(server) as client:
         server.order(Fault(kind, times=3, seconds=60))
         answer = connector.execute_api_request(PATH, server.api_key, client=client)
         assert answer["data"] == []
@@ -69,7 +69,7 @@ def test_temporary_failures_are_retried_with_full_jitter_until_success(kind, wai
     ],
 )
 def test_a_persistent_fault_fails_after_all_retries_with_its_cause(kind, cause):
-    with mock({}) as server, impatient_client(server, retry_attempts="2") as client:
+    with mock({}) as server, client_with_short_timeout(server, retry_attempts="2") as client:
         server.order(Fault(kind, seconds=60))
         with pytest.raises(connector.KustomerError) as error:
             connector.execute_api_request(PATH, server.api_key, client=client)
@@ -126,7 +126,7 @@ NOW = 1_790_000_000.0
         ({"Retry-After": "999999"}, 120),
     ],
 )
-def test_after_a_429_the_wait_is_what_its_headers_say(headers, seconds, waits, monkeypatch):
+def test_after_a_429_the_wait_follows_the_headers(headers, seconds, waits, monkeypatch):
     monkeypatch.setattr(connector.time, "time", lambda: NOW)
     with mock({}) as server:
         server.order(Fault("429", times=1, headers=headers))
@@ -158,7 +158,7 @@ def test_a_429_without_usable_headers_is_retried_with_backoff(headers, waits, mo
     assert all(0 <= wait <= 2**number for number, wait in enumerate(waits))
 
 
-def test_waiting_for_the_rate_limit_ends_after_fifteen_minutes_in_all(waits):
+def test_waiting_for_the_rate_limit_ends_after_15_minutes_in_total(waits):
     with mock({}) as server:
         server.order(Fault("429", headers={"Retry-After": "100"}))
         message = failure_of(server)
@@ -174,7 +174,7 @@ def test_rate_limits_do_not_use_up_retries():
         assert len(server.requests) == 9
 
 
-def test_each_way_of_the_mock_to_tell_its_reset_ends_in_an_answer(monkeypatch):
+def test_requests_succeed_with_every_format_of_the_rate_limit_reset(monkeypatch):
     for reset in (
         "epoch",
         "epoch_ms",
@@ -203,9 +203,9 @@ def test_a_sync_uses_one_connection(destination):
         assert len(server.requests) == 5 and server.connections == 1
 
 
-def test_an_answer_that_drips_ends_within_ten_timeouts():
+def test_a_response_that_is_sent_byte_by_byte_fails_within_ten_timeouts():
     with mock({}) as server:
-        # A byte comes well within the timeout of half a second, so that it never passes.
+        # Each byte arrives within the timeout of 0.1 seconds, so the timeout alone never ends it.
         server.order(Fault("drip", seconds=0.05))
         server.rewrite = lambda request, answer: answer._replace(payload={"data": ["x" * 900]})
         checked = connector.validate_configuration(server.configuration(retry_attempts="0"))
@@ -244,7 +244,7 @@ def test_a_network_error_names_the_host_and_what_failed(url, error, words, monke
     assert f"failed: x.api.kustomerapp.com: {words}." in str(raised.value)
 
 
-def test_a_refused_connection_is_named():
+def test_a_refused_connection_is_reported_as_refused():
     with mock({}) as server:
         configuration = server.configuration(retry_attempts="0")
     with pytest.raises(connector.KustomerError, match="127.0.0.1: the connection was refused"):
@@ -253,7 +253,7 @@ def test_a_refused_connection_is_named():
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("kind", ["html", "empty", "other JSON"])
-def test_a_refusal_that_is_not_kustomers_own_is_retried(status, kind, waits):
+def test_a_refusal_without_an_error_from_kustomer_is_retried(status, kind, waits):
     with mock({}) as server:
 
         def edge(request, answer):

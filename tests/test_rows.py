@@ -1,4 +1,4 @@
-"""From a record to a row."""
+"""Mapping records to rows."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def row_of(table: str, attributes: dict, relationships: dict = None) -> dict:
 
 
 @pytest.mark.parametrize("table", MAPPERS)
-def test_a_row_has_every_declared_column_and_no_other(table):
+def test_a_row_has_exactly_the_declared_columns(table):
     assert list(MAPPERS[table]({"id": "1"})) == list(COLUMNS[table])
 
 
@@ -35,7 +35,7 @@ def test_missing_values_are_null(table, record):
 
 @pytest.mark.parametrize("table", MAPPERS)
 @pytest.mark.parametrize("nothing", [None, [], {}])
-def test_every_way_to_write_an_empty_value_is_null(table, nothing):
+def test_empty_values_of_any_type_are_null(table, nothing):
     names = (
         "name emails phones tags custom deleted verified urls domains default meta body".split()
     )
@@ -49,7 +49,7 @@ def test_a_flat_record_is_read_like_one_with_attributes(table):
     assert MAPPERS[table]({"id": "1", **attributes}) == row_of(table, attributes)
 
 
-def test_a_customers_email_is_the_verified_one_else_the_first():
+def test_the_email_of_a_customer_is_the_first_verified_one_or_else_the_first():
     emails = [{"email": "a@x", "verified": False}, {"email": "b@x", "verified": True}]
     assert row_of("customers", {"emails": emails})["email"] == "b@x"
     assert row_of("customers", {"emails": emails[:1]})["email"] == "a@x"
@@ -57,12 +57,12 @@ def test_a_customers_email_is_the_verified_one_else_the_first():
     assert row_of("customers", {"emails": ["d@x"]})["email"] == "d@x"
 
 
-def test_a_customer_without_a_name_goes_by_the_display_name():
+def test_a_customer_without_a_name_has_the_display_name_instead():
     assert row_of("customers", {"name": None, "displayName": "Dee"})["name"] == "Dee"
     assert row_of("customers", {"name": "Al", "displayName": "Dee"})["name"] == "Al"
 
 
-def test_external_ids_come_from_every_place_kustomer_has_for_them():
+def test_external_ids_are_read_from_each_of_their_attributes():
     listed = {"externalIds": [{"externalId": "b"}]}
     assert row_of("customers", {"externalId": "a", **listed})["external_id"] == "a"
     assert row_of("customers", listed)["external_id"] == "b"
@@ -70,23 +70,23 @@ def test_external_ids_come_from_every_place_kustomer_has_for_them():
     assert row_of("companies", {"externalId": "d"})["external_id"] == "d"
 
 
-def test_a_companys_website_is_the_url_of_that_type_else_the_first():
+def test_the_website_of_a_company_is_its_first_website_url_or_else_its_first_url():
     urls = [{"url": "https://blog", "type": "blog"}, {"url": "https://site", "type": "website"}]
     assert row_of("companies", {"urls": urls})["website"] == "https://site"
     assert row_of("companies", {"urls": urls[:1]})["website"] == "https://blog"
 
 
-def test_domains_are_strings_whether_they_come_as_objects_or_as_strings():
+def test_domains_are_read_from_objects_and_strings():
     row = row_of("companies", {"domains": [{"domain": "a.de"}, "b.de", {}, None]})
     assert row["domains"] == '["a.de","b.de"]'
 
 
-def test_a_message_body_is_the_body_else_the_preview():
+def test_the_body_of_a_message_is_its_body_or_else_its_preview():
     assert row_of("messages", {"body": "whole", "preview": "who"})["body"] == "whole"
     assert row_of("messages", {"preview": "who"})["body"] == "who"
 
 
-def test_relationships_count_whatever_type_they_are_said_to_have():
+def test_relationships_are_read_regardless_of_their_type():
     relationships = {
         "customer": {"data": {"type": "customers", "id": "c1"}},
         "conversation": {"data": None},
@@ -102,12 +102,12 @@ def test_broken_relationships_are_null(broken):
 
 
 @pytest.mark.parametrize("to", [["a@x"], {"email": "a@x"}, "a@x"])
-def test_message_meta_is_json_in_each_of_its_shapes(to):
+def test_message_meta_is_json_for_each_type_of_recipient(to):
     text = connector.json.dumps({"to": to}, separators=(",", ":"))
     assert row_of("messages", {"meta": {"to": to}})["meta"] == text
 
 
-def test_json_keeps_letters_of_every_script():
+def test_json_keeps_letters_of_all_scripts():
     assert row_of("messages", {"custom": {"k": "名前 😀"}})["custom"] == '{"k":"名前 😀"}'
 
 
@@ -118,7 +118,7 @@ def test_values_other_than_strings_become_json_in_a_string_column(value, text):
     assert row_of("messages", {"subject": value})["subject"] == text
 
 
-def test_half_a_surrogate_pair_does_not_stop_the_row():
+def test_half_a_surrogate_pair_becomes_a_replacement_character():
     assert row_of("messages", {"body": "a\ud83db"})["body"] == "a\ufffdb"
     assert row_of("messages", {"meta": {"x": "\udc00"}})["meta"] == '{"x":"\ufffd"}'
 
@@ -162,7 +162,7 @@ def test_times_become_utc(value, text):
         {"at": 1},
     ],
 )
-def test_a_time_that_cannot_be_read_is_null(value):
+def test_an_invalid_time_is_null(value):
     assert row_of("messages", {"createdAt": value})["created_at"] is None
 
 
@@ -197,7 +197,7 @@ def test_an_empty_string_does_not_hide_the_next_source():
     assert row_of("messages", {"body": "", "preview": "who"})["body"] == "who"
 
 
-def test_a_flat_record_has_its_references_in_attributes():
+def test_without_relationships_references_are_read_from_attributes():
     row = MAPPERS["messages"]({"id": "1", "conversationId": "c", "customerId": "d"})
     assert (row["conversation_id"], row["customer_id"]) == ("c", "d")
     assert MAPPERS["customers"]({"id": "1", "companyId": "e"})["company_id"] == "e"
@@ -205,13 +205,13 @@ def test_a_flat_record_has_its_references_in_attributes():
     assert row_of("customers", {"company": {"odd": 1}})["company_id"] is None
 
 
-def test_a_relationship_comes_before_a_flat_reference():
+def test_a_relationship_takes_precedence_over_an_attribute():
     relationships = {"conversation": {"data": {"id": "a"}}, "customer": {"links": {"self": "x"}}}
     row = row_of("messages", {"conversationId": "b", "customerId": "c"}, relationships)
     assert (row["conversation_id"], row["customer_id"]) == ("a", "c")
 
 
-def test_a_subject_comes_from_meta_where_the_message_has_none():
+def test_a_message_without_a_subject_has_the_subject_in_meta():
     assert row_of("messages", {"meta": {"subject": "Hello"}})["subject"] == "Hello"
     assert row_of("messages", {"subject": "Yes", "meta": {"subject": "No"}})["subject"] == "Yes"
     assert row_of("messages", {"meta": ["x"]})["subject"] is None
@@ -226,5 +226,5 @@ def test_a_subject_comes_from_meta_where_the_message_has_none():
         ("2018-02-12 22:56", "2018-02-12T22:56:00.000Z"),
     ],
 )
-def test_times_without_seconds_or_minutes_of_their_offset_are_read(value, text):
+def test_times_without_seconds_or_offset_minutes_are_read(value, text):
     assert row_of("messages", {"sentAt": value})["sent_at"] == text

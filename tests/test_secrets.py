@@ -1,4 +1,4 @@
-"""The key and the customers' data stay where they belong."""
+"""The key and customer data do not appear in logs, errors or files."""
 
 import traceback
 
@@ -16,7 +16,7 @@ RECORDS = make_records(customers=50, companies=10, brands=2, messages=60)
 
 
 def personal_data() -> list:
-    """Return what is a customer's own in the mock's records."""
+    """Return the personal data in the mock's records."""
     found = []
     for record in RECORDS["customers"].values():
         attributes = record["attributes"]
@@ -27,7 +27,7 @@ def personal_data() -> list:
 
 
 def everything_in(error: BaseException) -> str:
-    """Return all that an exception and those behind it could show."""
+    """Return everything that an exception and its causes can show."""
     texts, seen = ["".join(traceback.format_exception(error))], []
     while error is not None and error not in seen:
         seen.append(error)
@@ -38,8 +38,8 @@ def everything_in(error: BaseException) -> str:
     return "\n".join(texts)
 
 
-def failing_ways() -> dict:
-    """Return ways to make a sync fail: each changes a server."""
+def failures_by_name() -> dict:
+    """Return functions that change a server so that a sync fails, by name."""
 
     def refuse(status):
         def change(server):
@@ -63,10 +63,10 @@ def failing_ways() -> dict:
     return ways
 
 
-@pytest.mark.parametrize("way", failing_ways())
-def test_no_exception_log_line_or_warning_has_the_key(way, destination, capsys):
+@pytest.mark.parametrize("way", failures_by_name())
+def test_no_exception_log_line_or_warning_shows_the_key_or_customer_data(way, destination, capsys):
     with MockKustomer(RECORDS, api_key=KEY) as server:
-        failing_ways()[way](server)
+        failures_by_name()[way](server)
         with pytest.raises(Exception) as error:
             sync(server, destination, enable_debug_logging="true", retry_attempts="1")
     shown = everything_in(error.value) + capsys.readouterr().out + "".join(destination.warnings)
@@ -74,7 +74,7 @@ def test_no_exception_log_line_or_warning_has_the_key(way, destination, capsys):
     assert not [text for text in personal_data() if text in shown]
 
 
-def test_a_whole_sync_logs_nothing_of_the_key_or_of_a_customer(destination, capsys):
+def test_the_log_of_a_successful_sync_shows_neither_the_key_nor_customer_data(destination, capsys):
     with MockKustomer(RECORDS, api_key=KEY) as server:
         sync(server, destination, enable_debug_logging="true")
     shown = capsys.readouterr().out + "".join(destination.warnings)
@@ -82,7 +82,7 @@ def test_a_whole_sync_logs_nothing_of_the_key_or_of_a_customer(destination, caps
     assert not [text for text in personal_data() if text in shown]
 
 
-def test_a_netrc_does_not_replace_the_key(tmp_path, monkeypatch, destination):
+def test_a_netrc_file_does_not_replace_the_key(tmp_path, monkeypatch, destination):
     netrc = tmp_path / "netrc"
     netrc.write_text(
         "machine 127.0.0.1 login user password other\n"
@@ -103,7 +103,7 @@ def test_a_netrc_does_not_replace_the_key(tmp_path, monkeypatch, destination):
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_not_followed_and_carries_no_key(status, destination):
+def test_a_redirect_is_not_followed(status, destination):
     with mock({}) as elsewhere, mock({}) as server:
         server.rewrite = lambda request, answer: answer._replace(
             status=status, headers={"Location": elsewhere.url + request.path}
@@ -127,7 +127,7 @@ def test_a_next_link_to_another_host_is_not_followed(destination):
         assert not elsewhere.requests
 
 
-def test_a_proxy_of_the_environment_does_not_see_what_is_for_this_machine(
+def test_requests_to_this_machine_do_not_use_a_proxy_from_the_environment(
     destination, monkeypatch
 ):
     with mock({}) as proxy, mock(RECORDS) as server:
@@ -138,7 +138,7 @@ def test_a_proxy_of_the_environment_does_not_see_what_is_for_this_machine(
 
 
 @pytest.mark.parametrize("way", ["wrong key", "missing role", "server error", "bad setting"])
-def test_what_a_failed_fivetran_debug_leaves_behind_has_no_key_and_no_customer(way, tmp_path):
+def test_files_of_a_failed_fivetran_debug_contain_neither_the_key_nor_customer_data(way, tmp_path):
     without = {"org.permission.message.read"} if way == "missing role" else set()
     settings = {"retry_attempts": "eleven"} if way == "bad setting" else {"retry_attempts": "0"}
     with MockKustomer(RECORDS, Behaviour(roles=ROLES - without), api_key=KEY) as server:
@@ -161,6 +161,6 @@ def test_what_a_failed_fivetran_debug_leaves_behind_has_no_key_and_no_customer(w
     assert any("crash" in str(file) for file in written)
     assert not [file for file, content in written.items() if b"secret-part" in content]
     for file, content in written.items():
-        # The warehouse is where a customer's data belongs.
+        # Only the warehouse may contain customer data.
         if file == "output" or warehouse not in file.parents:
             assert not [text for text in personal_data() if text.encode() in content], file

@@ -1,4 +1,4 @@
-"""The setup form, its tests, the package and the deployment."""
+"""The setup form and its tests."""
 
 import json
 import os
@@ -26,7 +26,7 @@ FORM_TESTS = [
 
 @pytest.fixture
 def fields(monkeypatch) -> dict:
-    """Return the arguments of each field of the form, by name and kind."""
+    """Return the arguments of each field of the form, by the name of the field."""
     made = {}
 
     class Fields:
@@ -42,10 +42,10 @@ def fields(monkeypatch) -> dict:
 
     class Form:
         def add_field(self, field):
-            """The fields note themselves."""
+            """Does nothing, because the fields record themselves."""
 
         def add_test(self, label, func):
-            """Not looked at here."""
+            """Does nothing, because these tests do not use it."""
 
     monkeypatch.setattr(connector, "form_field", Fields)
     monkeypatch.setattr(connector, "ConfigurationForm", Form)
@@ -61,7 +61,7 @@ def test_the_form_has_a_field_for_every_setting_and_requires_the_key_only(fields
     assert toggles == {"enable_incremental_sync", "enable_debug_logging"}
 
 
-def test_each_field_says_what_it_does_and_what_its_default_is(fields):
+def test_the_description_of_each_field_has_its_default_and_range(fields):
     for setting in connector.SETTINGS:
         field = fields[setting.name]
         assert field["label"] and field["description"].endswith(".")
@@ -79,11 +79,11 @@ def test_each_field_says_what_it_does_and_what_its_default_is(fields):
         assert region in fields["base_url"]["description"]
 
 
-def test_the_values_of_the_form_are_accepted_unchanged(tmp_path, destination):
+def test_update_accepts_the_values_of_the_form_unchanged(tmp_path, destination):
     shutil.copy(PROJECT / "connector.py", tmp_path)
     with mock(RECORDS) as server:
         answers = {"api_key": server.api_key, "base_url": server.url}
-        # The order in which the command asks; an empty line leaves a field empty.
+        # The command asks for the settings in this order. An empty line leaves a field empty.
         lines = [answers.get(setting.name, "") for setting in connector.SETTINGS]
         subprocess.run(
             [os.path.join(os.path.dirname(sys.executable), "fivetran"), "configuration"]
@@ -101,7 +101,7 @@ def test_the_values_of_the_form_are_accepted_unchanged(tmp_path, destination):
 
 
 def run_form_tests(folder, server, **settings) -> tuple:
-    """Run `fivetran configuration --test`; return its exit code and what it printed."""
+    """Run `fivetran configuration --test`, and return its exit code and output."""
     shutil.copy(PROJECT / "connector.py", folder)
     (folder / "configuration.json").write_text(json.dumps(server.configuration(**settings)))
     run = run_fivetran(
@@ -134,7 +134,7 @@ def test_a_good_key_passes_every_setup_test(tmp_path):
         (FORM_TESTS[2], "The API key lacks the role org.permission.message.read", {}, "message"),
     ],
 )
-def test_a_bad_key_fails_the_setup_test_that_it_should_with_what_to_do(
+def test_an_invalid_configuration_fails_the_matching_setup_test_with_a_helpful_message(
     label, says, settings, without, tmp_path
 ):
     with mock(RECORDS, roles=ROLES - {f"org.permission.{without}.read"}) as server:
@@ -144,7 +144,7 @@ def test_a_bad_key_fails_the_setup_test_that_it_should_with_what_to_do(
         assert says in line and server.api_key not in output
 
 
-def test_a_key_without_the_search_role_passes_and_the_user_learns_what_to_add(tmp_path):
+def test_a_key_without_the_search_role_passes_with_a_warning_that_names_the_role(tmp_path):
     with mock(RECORDS, roles=ROLES - {SEARCH_ROLE}) as server:
         code, output = run_form_tests(tmp_path, server)
     assert code == 0
@@ -153,7 +153,7 @@ def test_a_key_without_the_search_role_passes_and_the_user_learns_what_to_add(tm
     assert "every sync reads the whole lists of customers, messages, which" in warning
 
 
-def test_every_missing_role_is_named_at_once(tmp_path):
+def test_one_error_names_every_missing_role(tmp_path):
     bare = frozenset({SEARCH_ROLE})
     with mock(RECORDS, roles=bare) as server:
         _, output = run_form_tests(tmp_path, server, additional_tables="all")
@@ -161,7 +161,7 @@ def test_every_missing_role_is_named_at_once(tmp_path):
         assert table.role in output
 
 
-def test_syncing_and_setup_tests_share_their_requests(destination):
+def test_syncs_and_setup_tests_send_the_same_user_agent(destination):
     with mock(RECORDS) as server:
         connector.test_roles(server.configuration())
         connector.test_search(server.configuration())

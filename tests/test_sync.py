@@ -1,4 +1,4 @@
-"""A whole sync: roles, windows, checkpoints, frequency, log."""
+"""Whole syncs: roles, windows, checkpoints, frequency and log."""
 
 from datetime import datetime, timedelta, timezone
 
@@ -19,7 +19,7 @@ def ago(**span) -> str:
 
 
 def test_the_time_of_each_table_is_saved_after_it_is_read(destination):
-    # Kustomer's clock is known to the second only.
+    # Kustomer's clock is known only to the second.
     before = ago(seconds=2)
     with mock(RECORDS) as server:
         sync(server, destination)
@@ -30,7 +30,7 @@ def test_the_time_of_each_table_is_saved_after_it_is_read(destination):
         assert before <= value <= after
 
 
-def test_how_far_a_searched_table_is_safe_is_saved_every_5000_rows(destination):
+def test_the_cursor_of_a_searched_table_is_saved_every_5000_rows(destination):
     records = bare_records("messages", even_times(12_500))
     with mock(records) as server:
         sync(server, destination)
@@ -42,7 +42,7 @@ def test_how_far_a_searched_table_is_safe_is_saved_every_5000_rows(destination):
     assert 5000 <= counts[0] < 5500 and 5000 <= counts[1] - counts[0] < 5500
 
 
-def test_within_a_listed_table_rows_are_saved_and_the_cursor_stays(destination):
+def test_while_a_list_is_read_rows_are_saved_but_the_cursor_does_not_move(destination):
     records = bare_records("companies", even_times(7000))
     with mock(records) as server:
         server.rewrite = lambda request, answer: (
@@ -56,7 +56,7 @@ def test_within_a_listed_table_rows_are_saved_and_the_cursor_stays(destination):
     assert "companies" not in destination.state["last_sync_time"]
 
 
-def test_the_window_begins_ten_minutes_before_the_last_sync():
+def test_the_window_starts_ten_minutes_before_the_last_sync():
     window = connector.get_time_range("2026-03-04T05:06:07.089Z")
     assert window["start"] == "2026-03-04T04:56:07.089Z"
     now = datetime.now(timezone.utc)
@@ -64,7 +64,7 @@ def test_the_window_begins_ten_minutes_before_the_last_sync():
     assert now - datetime.fromisoformat(window["end"][:-1] + "+00:00") < timedelta(minutes=1)
 
 
-def test_a_first_window_is_as_long_as_configured():
+def test_the_first_window_has_the_configured_length():
     for given, days in (({}, 90), ({"initial_sync_days": "7"}, 7)):
         window = connector.get_time_range(configuration=given)
         start, end = (
@@ -78,7 +78,7 @@ def test_an_invalid_last_sync_time_is_rejected():
         connector.get_time_range("soon")
 
 
-def test_records_outside_of_the_first_window_are_not_read(destination):
+def test_records_before_the_first_window_are_not_read(destination):
     records = make_records(customers=200, messages=200, days=100, same_moment=0)
     with mock(records) as server:
         sync(server, destination, initial_sync_days="50")
@@ -91,7 +91,7 @@ def test_records_outside_of_the_first_window_are_not_read(destination):
     assert destination.rows["messages"].keys() == recent
 
 
-def test_the_overlap_is_delivered_again_and_takes_no_cursor_back(destination):
+def test_the_overlap_is_delivered_again_and_does_not_move_the_cursor_back(destination):
     with mock(RECORDS) as server:
         sync(server, destination)
         record_id = server.store.listed("messages")[0]
@@ -108,7 +108,7 @@ def test_the_overlap_is_delivered_again_and_takes_no_cursor_back(destination):
     assert times == sorted(times)
 
 
-def test_a_table_read_less_than_the_frequency_ago_is_left_for_later(destination, capsys):
+def test_a_table_that_was_read_more_recently_than_the_frequency_is_skipped(destination, capsys):
     with mock(RECORDS) as server:
         destination.state = {
             "last_sync_time": {"customers": ago(hours=3), "messages": ago(hours=5, minutes=55)}
@@ -132,7 +132,7 @@ def test_without_a_frequency_every_sync_reads_every_table(destination):
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_table_whose_role_is_missing_stops_no_other_and_is_named(status, destination):
+def test_a_missing_role_is_reported_and_does_not_stop_other_tables(status, destination):
     without = {"org.permission.message.read", "org.permission.company.read"}
     with mock(RECORDS, roles=ROLES - without, missing_role_status=status) as server:
         with pytest.raises(connector.KustomerError) as error:
@@ -146,7 +146,7 @@ def test_a_table_whose_role_is_missing_stops_no_other_and_is_named(status, desti
     assert set(destination.state["last_sync_time"]) == {"customers", "brands"}
 
 
-def test_a_missing_role_of_one_table_does_not_keep_another_from_search(destination):
+def test_a_missing_role_of_one_table_does_not_disable_search_for_others(destination):
     with mock(RECORDS, roles=ROLES - {"org.permission.customer.read"}) as server:
         with pytest.raises(connector.KustomerError, match="org.permission.customer.read"):
             sync(server, destination)
@@ -157,7 +157,7 @@ def test_a_missing_role_of_one_table_does_not_keep_another_from_search(destinati
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_wrong_key_is_said_to_be_invalid_expired_or_of_another_region(status, destination):
+def test_the_error_for_a_refused_key_explains_the_possible_reasons(status, destination):
     with mock(RECORDS) as server:
         server.rewrite = lambda request, answer: answer._replace(
             status=status, payload={"errors": [{"title": "Wrong pod"}]}
@@ -170,7 +170,7 @@ def test_a_wrong_key_is_said_to_be_invalid_expired_or_of_another_region(status, 
     assert "base_url" in str(error.value)
 
 
-def test_a_mock_refuses_any_key_but_its_own(destination):
+def test_the_mock_refuses_any_key_except_its_own(destination):
     with mock(RECORDS) as server:
         with pytest.raises(connector.KustomerError, match="refused the key with 401"):
             connector.update({**server.configuration(), "api_key": "another"}, {})
@@ -185,7 +185,7 @@ def test_a_404_for_the_current_user_is_ignored(destination):
         assert_mirrors(destination, server)
 
 
-def test_a_state_of_an_earlier_version_applies_to_every_table(destination):
+def test_the_single_time_of_an_older_state_applies_to_every_table(destination):
     destination.state = {"last_sync_time": ago(days=1)}
     with mock(RECORDS) as server:
         sync(server, destination)
@@ -203,7 +203,7 @@ def test_a_state_of_an_earlier_version_applies_to_every_table(destination):
         pytest.param(ago(days=-1), "is in the future", id="tomorrow"),
     ],
 )
-def test_an_impossible_saved_time_starts_its_table_from_the_start(saved, trouble, destination):
+def test_a_table_with_an_invalid_saved_time_is_read_from_the_start(saved, trouble, destination):
     destination.state = {"last_sync_time": {"customers": saved, "messages": ago(days=1)}}
     with mock(RECORDS) as server:
         sync(server, destination)
@@ -213,7 +213,7 @@ def test_an_impossible_saved_time_starts_its_table_from_the_start(saved, trouble
     ]
 
 
-def test_a_time_ahead_by_less_than_the_overlap_is_kept(destination):
+def test_a_saved_time_that_is_ahead_by_less_than_the_overlap_is_kept(destination):
     ahead = ago(minutes=-8)
     destination.state = {"last_sync_time": {"customers": ahead}}
     with mock(RECORDS) as server:
@@ -241,7 +241,7 @@ def test_a_table_that_no_longer_exists_is_dropped_from_the_state(destination):
     assert not destination.warnings
 
 
-def test_the_log_says_the_windows_and_one_line_a_table(destination, capsys):
+def test_the_log_has_a_line_with_the_windows_and_one_line_per_table(destination, capsys):
     destination.state = {"last_sync_time": {"companies": "2026-11-20T00:00:00.000Z"}}
     with mock(RECORDS) as server:
         server.store.delete("customers", server.store.listed("customers")[0])
@@ -275,7 +275,7 @@ def test_debug_logging_adds_a_line_for_each_request(destination, capsys):
     assert "30 records, " in requests[2]
 
 
-def test_long_syncs_and_waits_log_a_line_every_half_minute(destination, capsys, monkeypatch):
+def test_long_syncs_log_their_progress_every_30_seconds(destination, capsys, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(connector.time, "monotonic", lambda: clock[0])
     records = bare_records("messages", even_times(2000))
@@ -295,7 +295,7 @@ def test_long_syncs_and_waits_log_a_line_every_half_minute(destination, capsys, 
     )
 
 
-def test_a_destination_that_fails_ends_the_sync_with_its_own_error(destination, monkeypatch):
+def test_an_error_of_the_destination_ends_the_sync_unchanged(destination, monkeypatch):
     def fail(table, row):
         raise RuntimeError("disk full")
 
@@ -305,7 +305,7 @@ def test_a_destination_that_fails_ends_the_sync_with_its_own_error(destination, 
             sync(server, destination)
 
 
-def test_an_unfinished_table_is_due_at_once_whatever_the_frequency(destination):
+def test_an_unfinished_table_is_read_immediately_regardless_of_the_frequency(destination):
     records = bare_records("messages", even_times(12_000))
     with mock(records) as server:
         server.order(Fault("reset", after=32))
@@ -336,7 +336,7 @@ def test_an_unfinished_table_resumes_where_its_delivery_stopped(destination):
 
 
 @pytest.mark.parametrize("wrong", ["rubbish", 5, pytest.param(ago(days=-1), id="tomorrow")])
-def test_an_impossible_unfinished_time_starts_its_table_from_the_start(wrong, destination):
+def test_a_table_with_an_invalid_unfinished_time_is_read_from_the_start(wrong, destination):
     destination.state = {
         "last_sync_time": {"customers": ago(days=1)},
         "unfinished": {"customers": wrong},
@@ -349,8 +349,8 @@ def test_an_impossible_unfinished_time_starts_its_table_from_the_start(wrong, de
 
 
 @pytest.mark.parametrize("interrupted", ["2026-09-30T01:02:03.456Z"])
-def test_a_state_of_version_1_0_0_resumes_where_it_stopped(interrupted, destination):
-    # Version 1.0.0 saved how far it had got as the last sync's time.
+def test_a_state_of_version_1_0_0_resumes_where_that_version_stopped(interrupted, destination):
+    # Version 1.0.0 saved the cursor of an interrupted sync as last_sync_time.
     destination.state = {"last_sync_time": {"customers": interrupted}}
     records = make_records(customers=100, days=80)
     with mock(records) as server:
@@ -361,7 +361,7 @@ def test_a_state_of_version_1_0_0_resumes_where_it_stopped(interrupted, destinat
 
 
 @pytest.mark.parametrize("minutes", [15, 600, -600])
-def test_a_clock_that_differs_from_kustomers_skips_nothing(minutes, destination):
+def test_no_change_is_missed_if_the_clocks_of_connector_and_kustomer_differ(minutes, destination):
     with mock(RECORDS, clock_offset_seconds=-60 * minutes) as server:
         sync(server, destination)
         for step in range(3):
@@ -376,7 +376,7 @@ def test_a_clock_that_differs_from_kustomers_skips_nothing(minutes, destination)
     assert destination.state["last_sync_time"]["messages"] <= earlier
 
 
-def test_a_key_that_is_revoked_during_a_sync_ends_it_at_once(destination):
+def test_a_key_that_is_revoked_during_a_sync_ends_it_immediately(destination):
     with mock(RECORDS) as server:
 
         def die(request, answer):
@@ -391,7 +391,7 @@ def test_a_key_that_is_revoked_during_a_sync_ends_it_at_once(destination):
     assert "customers" in destination.state["last_sync_time"]
 
 
-def test_all_tables_that_failed_are_named_at_the_end(destination):
+def test_one_error_names_all_tables_that_failed(destination):
     with mock(RECORDS) as server:
         server.order(Fault("500", path="/companies"))
         server.order(Fault("500", path="/brands"))
@@ -402,7 +402,7 @@ def test_all_tables_that_failed_are_named_at_the_end(destination):
     assert "brands: GET /v1/brands failed" in str(error.value)
 
 
-def test_the_summary_counts_rows_and_deleted_rows_apart(destination, capsys):
+def test_the_summary_counts_upserted_and_deleted_rows_separately(destination, capsys):
     records = make_records(customers=15)
     for record in list(records["customers"].values())[:2]:
         record["attributes"]["deleted"] = True
