@@ -1,7 +1,7 @@
-# Each target sets up .venv by itself. PYTHON chooses the Python to make it with; unless it is
-# given, .venv keeps the one that it was made with.
+# Each target sets up .venv if necessary. PYTHON selects the Python for it. If PYTHON is not
+# given, an existing .venv keeps its Python.
 PYTHON ?= $(or $(shell cat $(READY) 2>/dev/null),python3)
-# The Python that Fivetran runs the connector with; the workflow tests it.
+# The Python version with which Fivetran runs the connector. The workflow tests it.
 FIVETRAN_PYTHON = 3.13
 CONFIGURATION ?= configuration.local.json
 WAREHOUSE ?= files/warehouse.db
@@ -10,21 +10,22 @@ LINTERS = black==26.10.1 flake8==7.4.1 flake8-bugbear==26.10.27
 BIN = .venv/bin
 READY = .venv/ready
 FIVETRAN = $(BIN)/fivetran
-# What goes to Fivetran: the connector and nothing else.
+# The folder that is packaged and deployed. It contains only the connector.
 PACKAGE = build/connector
-# Runs a command while no other make of this folder does, and lets go even when it is killed.
+# Runs a command with a lock, so that only one make at a time sets up .venv. The operating system
+# releases the lock even if the process is killed.
 LOCKED = import fcntl, subprocess, sys; lock = open(".make.lock", "w"); \
 	fcntl.flock(lock, fcntl.LOCK_EX); sys.exit(subprocess.call(sys.argv[1:]))
-# The SDK takes a relative path from the folder that is deployed, so it gets an absolute one.
+# The SDK resolves relative paths from the deployed folder, so it receives an absolute path.
 ABSOLUTE = $$($(BIN)/python -c 'import os, sys; print(os.path.abspath(sys.argv[1]))' "$$CONFIGURATION")
-# A Python that is asked for by name replaces a .venv that was made with another.
+# If PYTHON is given, a .venv with another Python is replaced.
 ifneq ($(origin PYTHON),file)
 ifneq ($(PYTHON),$(shell cat $(READY) 2>/dev/null))
 ANOTHER_PYTHON = another-python
 endif
 endif
 
-# The SDK looks for its own helpers on PATH.
+# The SDK searches PATH for the commands that it runs.
 export PATH := $(PATH):$(CURDIR)/$(BIN)
 export CONFIGURATION CONNECTION DESTINATION QUERY QUICK WAREHOUSE
 
@@ -58,18 +59,18 @@ package: ready
 	$(FIVETRAN) package $(PACKAGE) --yes
 
 deploy: ready has-configuration
-	@test -n "$$DESTINATION" || { echo "DESTINATION is missing: the name of a destination, as" \
-		"Fivetran shows it." >&2; exit 1; }
+	@test -n "$$DESTINATION" || { echo "DESTINATION is missing. Set it to the name of a" \
+		"destination, as Fivetran shows it." >&2; exit 1; }
 	@printf %s "$$CONNECTION" | grep -Eqx '[a-z_][a-z0-9_]*' || { echo "CONNECTION must be the" \
 		"name of a new or existing connection: lowercase letters, digits and underscores, not" \
 		"beginning with a digit." >&2; exit 1; }
-	@test -n "$$FIVETRAN_API_KEY" || { echo "FIVETRAN_API_KEY is missing: the Base64 text of a" \
-		"Fivetran API key, in the environment." >&2; exit 1; }
+	@test -n "$$FIVETRAN_API_KEY" || { echo "FIVETRAN_API_KEY is missing. Set it in the" \
+		"environment to the Base64 text of a Fivetran API key." >&2; exit 1; }
 	@mkdir -p $(PACKAGE) && cp connector.py $(PACKAGE)
 	$(FIVETRAN) deploy $(PACKAGE) --destination "$$DESTINATION" --connection "$$CONNECTION" \
 		--configuration "$(ABSOLUTE)" --python-version $(FIVETRAN_PYTHON)
 
-# What you synced stays: files/ holds the warehouse and the state of fivetran debug.
+# Keeps files/, which contains the warehouse and the state of fivetran debug.
 clean:
 	rm -rf .venv build crash-reports .make.lock .pytest_cache .hypothesis
 
@@ -85,7 +86,7 @@ ready:
 	|| { echo "$(PYTHON) is older than Python 3.10; use make PYTHON=..." >&2; exit 1; }
 	@MAKEFLAGS= $(PYTHON) -c '$(LOCKED)' $(MAKE) -s PYTHON="$(PYTHON)" $(READY)
 
-# Whether it is another Python is asked with the lock held, by the make that makes this.
+# The make that runs this recipe holds the lock, so its check for another Python is up to date.
 $(READY): requirements.txt Makefile $(ANOTHER_PYTHON)
 	@echo "Setting up .venv with $(PYTHON); this takes a minute ..."
 	@$(PYTHON) -m venv --clear .venv

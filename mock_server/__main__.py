@@ -175,8 +175,8 @@ _BEHAVIOUR_OPTIONS = {
     "org_limit": (_NUMBER, "requests per window"),
     "search_limit": (_NUMBER, "searches per window"),
     "window_seconds": (_SECONDS, "length of a rate limit window"),
-    "rate_limit_reset": ({"choices": RESETS}, "how a 429 says when the window ends"),
-    "reset_on_every_answer": (_SWITCH, "every response says when the window ends"),
+    "rate_limit_reset": ({"choices": RESETS}, "how a 429 reports the end of the window"),
+    "reset_on_every_answer": (_SWITCH, "every response reports the end of the window"),
     "clock_offset_seconds": (_ANY_SECONDS, "how far Kustomer's clock is ahead of this machine's"),
 }
 

@@ -29,7 +29,7 @@ _RECORDS = {
     "tags": 8,
 }
 _CHARTS = {
-    "Messages a day by channel": """
+    "Messages per day by channel": """
         pivot (
           select created_at::date as date, strftime(created_at, '%a %d %b') as day, channel,
                  rpad(bar(count(*), 0, 30, 8), 9, ' ') || count(*) as drawn
@@ -39,7 +39,7 @@ _CHARTS = {
         ) on channel using first(drawn) group by date, day order by date
     """,
     "First response by brand": """
-        with answers as (
+        with responses as (
           select conversation_id,
                  min(created_at) filter (where direction = 'in') as asked_at,
                  min(created_at) filter (where direction = 'out') as answered_at
@@ -48,7 +48,7 @@ _CHARTS = {
         ), brands as (
           select brands.name as brand, count(*) as answered,
                  median(date_diff('second', asked_at, answered_at)) / 60 as minutes
-          from answers
+          from responses
           join tester.conversations on conversations.id = conversation_id
           join tester.brands on brands.id = brand_id
           where answered_at > asked_at

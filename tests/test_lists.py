@@ -277,8 +277,8 @@ def test_a_list_sorted_by_updated_at_is_read_completely_while_records_change(des
 
         def change_one(request):
             if request.path == "/v1/companies":
-                asked = len(list_requests(server, "companies"))
-                record_id = server.store.listed("companies")[asked * 37 % 1000]
+                number = len(list_requests(server, "companies"))
+                record_id = server.store.listed("companies")[number * 37 % 1000]
                 server.store.change("companies", record_id, name="Changed")
 
         server.before_answer = change_one

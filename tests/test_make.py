@@ -86,7 +86,7 @@ DEPLOYMENT = {
     ("name", "value", "says"),
     [
         ("CONFIGURATION", "configuration.local.json", "There is no file configuration.local.json"),
-        ("DESTINATION", "", "DESTINATION is missing: the name of a destination"),
+        ("DESTINATION", "", "DESTINATION is missing. Set it to the name of a destination"),
         ("CONNECTION", "", "CONNECTION must be the name of a new or existing connection"),
         ("CONNECTION", "Kustomer-EU", "lowercase letters, digits and underscores"),
         ("CONNECTION", "1st", "not beginning with a digit"),
@@ -177,7 +177,7 @@ def test_the_demo_does_not_change_the_users_warehouse_and_state(make, tmp_path):
     run = make("demo")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "NOT what changed" not in run.stdout and run.stdout.count("as in Kustomer") == 5
-    for heading in ("Messages a day by channel", "First response by brand"):
+    for heading in ("Messages per day by channel", "First response by brand"):
         assert heading in run.stdout
     assert len(run.stdout.splitlines()) <= 40
     command = run.stdout.splitlines()[-1].partition("make ")[2].split()

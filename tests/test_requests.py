@@ -15,7 +15,7 @@ from tests.support import mock
 PATH = "/v1/companies"
 
 
-def ask(server, **settings) -> dict:
+def send(server, **settings) -> dict:
     return connector.execute_api_request(
         PATH, server.api_key, {"page": 1}, server.configuration(**settings)
     )
@@ -29,13 +29,13 @@ def client_with_short_timeout(server, **settings):
 
 def failure_of(server, **settings) -> str:
     with pytest.raises(connector.KustomerError) as error:
-        ask(server, **settings)
+        send(server, **settings)
     return str(error.value)
 
 
 def test_a_response_is_returned_as_parsed_json():
     with mock({}) as server:
-        assert ask(server)["data"] == []
+        assert send(server)["data"] == []
         (request,) = server.requests
     assert request.headers["Authorization"] == f"Bearer {server.api_key}"
     assert request.headers["Accept"] == "application/json"
@@ -130,7 +130,7 @@ def test_after_a_429_the_wait_follows_the_headers(headers, seconds, waits, monke
     monkeypatch.setattr(connector.time, "time", lambda: NOW)
     with mock({}) as server:
         server.order(Fault("429", times=1, headers=headers))
-        ask(server, retry_attempts="0")
+        send(server, retry_attempts="0")
     (wait,) = waits
     assert seconds <= wait <= min(seconds * 1.05, 120)
 
@@ -153,7 +153,7 @@ def test_a_429_without_usable_headers_is_retried_with_backoff(headers, waits, mo
     monkeypatch.setattr(connector.time, "time", lambda: NOW)
     with mock({}) as server:
         server.order(Fault("429", times=3, headers=headers))
-        ask(server, retry_attempts="0")
+        send(server, retry_attempts="0")
     assert len(waits) == 3
     assert all(0 <= wait <= 2**number for number, wait in enumerate(waits))
 
@@ -170,7 +170,7 @@ def test_rate_limits_do_not_use_up_retries():
     with mock({}) as server:
         server.order(Fault("429", times=6, headers={"Retry-After": "1"}))
         server.order(Fault("500", times=2, after=6))
-        assert ask(server, retry_attempts="2")["data"] == []
+        assert send(server, retry_attempts="2")["data"] == []
         assert len(server.requests) == 9
 
 
@@ -194,7 +194,7 @@ def test_requests_succeed_with_every_format_of_the_rate_limit_reset(monkeypatch)
                 lambda _, s, __, clock=clock: clock.__setitem__(0, clock[0] + s),
             )
             for _ in range(5):
-                assert ask(server)["data"] == []
+                assert send(server)["data"] == []
 
 
 def test_a_sync_uses_one_connection(destination):
@@ -264,7 +264,7 @@ def test_a_refusal_without_an_error_from_kustomer_is_retried(status, kind, waits
             return answer
 
         server.rewrite = edge
-        assert ask(server)["data"] == []
+        assert send(server)["data"] == []
         server.rewrite = lambda request, answer: answer._replace(status=status, payload={"a": 1})
         assert f"status {status} without Kustomer's own error" in failure_of(server)
     assert len(waits) == 2 + 3
