@@ -15,7 +15,7 @@ from mock_server.behaviour import CONTEXTS, SEARCH_ROLE, Behaviour
 from mock_server.records import ORG_ID, TABLES, TYPES, Records, scattered, time_text
 from mock_server.search import Finder, QueryError, parse_query
 
-# The documented maximum page size of a list; LIST_MAX where none is documented.
+# The documented maximum page sizes of lists. For all other lists, LIST_MAX applies.
 LIST_MAXIMA = {"users": 500, "teams": 500}
 LIST_MAX = 100
 SEARCH_MAX = 500
@@ -152,7 +152,7 @@ class Store:
         return indexed
 
     def insertion_order(self, table: str) -> Dict[str, int]:
-        """Return the position of each record in insertion order. Changing a record keeps it."""
+        """Return the position of each record in insertion order, which changes do not affect."""
         return {record_id: place for place, record_id in enumerate(self._records[table])}
 
     def settle(self) -> None:

@@ -39,7 +39,7 @@ def fivetran_process(
         try:
             yield process
         finally:
-            # Ends all processes of the group, also after Ctrl-C or a failed test.
+            # Ends all processes of the group, even after Ctrl-C or a failed test.
             if hasattr(os, "killpg"):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)

@@ -236,7 +236,7 @@ class _Maker:
         return times
 
     def _new_id(self) -> str:
-        """Return an id that is greater than all ids before."""
+        """Return an id that is greater than all previous ids."""
         self.made += 1
         return f"{0x66000000 + self.made:08x}{self._hex(16)}"
 

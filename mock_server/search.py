@@ -134,7 +134,7 @@ class Finder:
         return self._ordered(table, found, query.sort)
 
     def _is_unmapped(self, attribute: str) -> bool:
-        """Return whether the index lacks an attribute. No record matches a bound on it then."""
+        """Return whether the index lacks an attribute, so that no bound on it can match."""
         return attribute == "company_updated_at" and self._rules.company_search == "finds_nothing"
 
     def _ordered(self, table: str, found: List[Key], sort: Optional[Tuple[str, str]]) -> List[Key]:

@@ -141,7 +141,7 @@ class MockKustomer:
             return self.rewrite(request, answer) if self.rewrite else answer, faults
 
     def healthy_answer(self, request: Request) -> Answer:
-        """Return the response that a fault is about to corrupt. For the handler."""
+        """Return the response that a fault then changes or slows down. For the handler."""
         with self._lock:
             return self._api.answer(request)
 
@@ -151,7 +151,7 @@ class MockKustomer:
             self.exchanges.append(Exchange(request, outcome, body_bytes))
 
     def pause(self, seconds: float) -> None:
-        """Wait for some seconds. Raises BrokenPipeError if the server stops meanwhile."""
+        """Wait. Raises BrokenPipeError as soon as the server stops."""
         if self._stopped.wait(seconds):
             raise BrokenPipeError
 
@@ -225,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.mock.note(request, fault.kind)
             self._drop(fault)
         else:
-            self._send_corrupted(request, fault)
+            self._send_with_fault(request, fault)
 
     def _send_status(self, request: Request, status: int, fault: Fault) -> None:
         if status == 502:
@@ -246,7 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
-    def _send_corrupted(self, request: Request, fault: Fault) -> None:
+    def _send_with_fault(self, request: Request, fault: Fault) -> None:
         answer = self.server.mock.healthy_answer(request)
         payload = answer.payload
         if fault.kind == "timed_out" and isinstance(payload.get("data"), list):

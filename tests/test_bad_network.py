@@ -24,7 +24,7 @@ def short_timeouts(monkeypatch):
         return dataclasses.replace(parse(configuration), request_timeout_seconds=0.5)
 
     monkeypatch.setattr(connector, "validate_configuration", parse_with_short_timeout)
-    monkeypatch.setattr(connector, "__ANSWER_MAX_TIMEOUTS", 2)
+    monkeypatch.setattr(connector, "__RESPONSE_MAX_TIMEOUTS", 2)
 
 
 def test_a_sync_succeeds_when_one_in_twenty_responses_is_a_fault(destination, short_timeouts):

@@ -26,7 +26,7 @@ def frequent_checkpoints(monkeypatch):
 
 
 class Auditor(Destination):
-    """A destination that checks each saved state against its rows and the state before."""
+    """A destination that checks each saved state against its rows and the previous state."""
 
     def __init__(self, server):
         super().__init__()

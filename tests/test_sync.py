@@ -256,8 +256,7 @@ def test_the_log_has_a_line_with_the_windows_and_one_line_per_table(destination,
     )
     deleted = len(destination.deleted["customers"])
     assert deleted and lines[1] == (
-        f"customers: {120 - deleted} rows upserted, {deleted} deleted, 1 request, "
-        "waited 0.0 s."
+        f"customers: {120 - deleted} rows upserted, {deleted} deleted, 1 request, " "waited 0.0 s."
     )
     assert [line.split(":")[0] for line in lines[1:]] == [*TABLES, "Kustomer sync"]
     rows = 120 - deleted + len(destination.rows["companies"]) + 3 + 200
