@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import textwrap
 import time
 import unicodedata
 from pathlib import Path
@@ -18,6 +19,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 # The project folder itself may have the warehouse and the state of real syncs.
 FOLDER = PROJECT / "build" / "demo"
 WAREHOUSE = FOLDER / "files" / "warehouse.db"
+_WIDTH = 100
+_MIRRORED = "brands, users, teams and tags"
 _RECORDS = {
     "customers": 1000,
     "companies": 120,
@@ -80,18 +83,23 @@ def main() -> int:
     with MockKustomer(records) as server:
         configuration = server.configuration(additional_tables="all")
         (FOLDER / "configuration.json").write_text(json.dumps(configuration))
-        print("A Kustomer API on this machine has " + _numbers(records) + ".")
+        _print("A Kustomer API on this machine has " + _numbers(records) + ".")
         _sync("First sync")
         first = _contents()
-        print("In the warehouse, without deleted rows: " + _numbers(first) + ".")
+        _print("In the warehouse, without deleted rows: " + _numbers(first) + ".")
         for title, query in _CHARTS.items():
             _draw(title, query)
         changed = _change_some(server)
         print("\nSome records have been changed, added and deleted in Kustomer.")
         _sync("Second sync")
         right = _compare(first, _contents(), changed)
+    _print(f"Every sync delivers all {_MIRRORED}, and these rows have not changed.")
     print(f"\nTo look around: make sql WAREHOUSE={WAREHOUSE.relative_to(PROJECT)}")
     return 0 if right else 1
+
+
+def _print(text: str) -> None:
+    print(textwrap.fill(text, _WIDTH))
 
 
 def _numbers(tables: dict) -> str:
@@ -107,7 +115,7 @@ def _sync(title: str) -> None:
         sys.exit(f"\nfivetran debug failed:\n{run.stdout}")
     (total,) = [line for line in run.stdout.splitlines() if " rows upserted" in line][-1:]
     print(f" {time.monotonic() - started:.0f} s.")
-    print(total[total.index("Kustomer sync: ") :])
+    _print(total[total.index("Kustomer sync: ") :])
 
 
 def _contents() -> Contents:
@@ -179,8 +187,12 @@ def _compare(first: Contents, second: Contents, changed: dict) -> bool:
 
 
 if __name__ == "__main__":
+    # The charts and names have characters that not every terminal can show.
+    sys.stdout.reconfigure(errors="replace")
     try:
         sys.exit(main())
+    except OSError as error:
+        sys.exit(f"{error.filename or FOLDER}: {error.strerror}")
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         sys.exit(130)

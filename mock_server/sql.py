@@ -1,5 +1,7 @@
 """Show the contents of a warehouse: python -m mock_server.sql FILE [QUERY]."""
 
+import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -17,9 +19,9 @@ _COUNT = (
 
 
 def main(warehouse: str, query: str = "") -> int:
-    """Print the rows of a query or, without a query, the number of rows of every table."""
+    """Print the rows of a query, or, without a query, the number of rows of every table."""
     if not Path(warehouse).is_file():
-        print(f"There is no {warehouse}. Run a sync first.", file=sys.stderr)
+        print(f"There is no file {warehouse!r}. Run a sync first.", file=sys.stderr)
         return 1
     try:
         with duckdb.connect(warehouse, read_only=True) as database:
@@ -30,14 +32,36 @@ def main(warehouse: str, query: str = "") -> int:
                     file=sys.stderr,
                 )
                 return 1
-            # DuckDB prints the rows itself. Fetching times with a time zone would require pytz.
-            shown = query or " union all ".join(_COUNT.format(*table) for table in tables)
-            database.sql(shown).show(max_rows=200)
+            found = database.sql(query or " union all ".join(_COUNT.format(*t) for t in tables))
+            # Statements that are not queries have no rows. DuckDB prints the rows itself, because
+            # fetching times with a time zone requires pytz.
+            if found:
+                found.show(max_rows=200)
     except duckdb.Error as error:
         print(error, file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # The reader of the output has enough. Python would fail again when it flushes the output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mock_server.sql", description="Show the contents of a warehouse."
+    )
+    parser.add_argument("warehouse", metavar="FILE", help="a DuckDB file of fivetran debug")
+    parser.add_argument(
+        "query",
+        metavar="QUERY",
+        nargs="?",
+        default="",
+        help="a SQL query, or - to read one from standard input; without a query, the number of "
+        "rows of every table is shown",
+    )
+    return parser
+
+
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    options = _parser().parse_args()
+    sys.exit(main(options.warehouse, sys.stdin.read() if options.query == "-" else options.query))

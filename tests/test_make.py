@@ -34,7 +34,7 @@ def make(tmp_path):
     # The SDK runs pipreqs to find missing dependencies, and pipreqs sends requests to a website.
     write_script(helpers / "pipreqs", "exit 0")
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    def run(*arguments: str, query: str = "", **environment: str) -> subprocess.CompletedProcess:
         # Left out are a real key, and the variables that `make test` passes to nested makes.
         left_out = ("FIVETRAN_API_KEY", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON")
         inherited = {name: v for name, v in os.environ.items() if name not in left_out}
@@ -49,6 +49,7 @@ def make(tmp_path):
                 "HOME": str(tmp_path),
                 **environment,
             },
+            input=query,
             capture_output=True,
             text=True,
             check=False,
@@ -75,7 +76,7 @@ def test_the_package_has_no_other_file_of_the_project_than_the_connector(make, t
 
 
 DEPLOYMENT = {
-    "CONFIGURATION": "configuration.json",
+    "LOCAL": ".",
     "DESTINATION": "warehouse",
     "CONNECTION": "kustomer",
     "FIVETRAN_API_KEY": "secret",
@@ -85,11 +86,12 @@ DEPLOYMENT = {
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("CONFIGURATION", "configuration.local.json", "There is no file configuration.local.json"),
+        ("LOCAL", "local", "There is no file local/configuration.json"),
         ("DESTINATION", "", "DESTINATION is missing. Set it to the name of a destination"),
         ("CONNECTION", "", "CONNECTION must be the name of a new or existing connection"),
         ("CONNECTION", "Kustomer-EU", "lowercase letters, digits and underscores"),
         ("CONNECTION", "1st", "not beginning with a digit"),
+        ("CONNECTION", "a$b", "lowercase letters, digits and underscores"),
         ("FIVETRAN_API_KEY", "", "FIVETRAN_API_KEY is missing"),
     ],
 )
@@ -103,7 +105,8 @@ def test_a_deployment_sends_only_the_connector_and_a_configuration_that_the_sdk_
     make, tmp_path
 ):
     with mock(make_records(customers=3)) as server:
-        file = tmp_path / "my configuration.json"
+        file = tmp_path / "local $EU" / "configuration.json"
+        file.parent.mkdir()
         file.write_text(json.dumps(server.configuration()))
         # Deploying requires Fivetran, so a local sync uses the same folder and configuration.
         stand_in = write_script(
@@ -111,7 +114,7 @@ def test_a_deployment_sends_only_the_connector_and_a_configuration_that_the_sdk_
             'echo "$@" >> deployed; test "$1" = deploy || exit 1\n'
             f'"{BIN}/fivetran" debug "$2" --configuration "$8"',
         )
-        run = make("deploy", f"FIVETRAN={stand_in}", **{**DEPLOYMENT, "CONFIGURATION": file.name})
+        run = make("deploy", f"FIVETRAN={stand_in}", **{**DEPLOYMENT, "LOCAL": file.parent.name})
         assert run.returncode == 0, run.stdout + run.stderr
         assert {request.path for request in server.requests} > {"/v1/companies"}
     assert (tmp_path / "deployed").read_text().strip() == (
@@ -130,11 +133,17 @@ def test_the_workflow_tests_the_python_version_of_the_deployment():
 
 def test_setup_tests_and_syncs_take_the_key_from_a_file_that_git_ignores(make, tmp_path):
     missing = make("check")
-    assert missing.returncode != 0 and "There is no file configuration.local.json" in (
-        missing.stderr
-    )
+    assert missing.returncode != 0
+    assert "There is no file local/configuration.json" in missing.stderr
+    configuration = tmp_path / "local" / "configuration.json"
+    configuration.parent.mkdir()
+    configuration.write_text('{"api_key": "secret",}')
+    invalid = make("sync")
+    assert invalid.returncode != 0 and "line 1 column" in invalid.stderr
+    assert "local/configuration.json is not valid JSON" in invalid.stderr
+    assert "secret" not in invalid.stdout + invalid.stderr
     with mock(make_records(customers=3, companies=2)) as server:
-        (tmp_path / "configuration.local.json").write_text(json.dumps(server.configuration()))
+        configuration.write_text(json.dumps(server.configuration()))
         checked = make("check")
         assert checked.returncode == 0, checked.stdout + checked.stderr
         assert "The API key can read every table]: PASSED" in checked.stdout
@@ -150,15 +159,17 @@ def test_setup_tests_and_syncs_take_the_key_from_a_file_that_git_ignores(make, t
 
 def test_make_sql_shows_times_and_reports_errors_without_a_traceback(make, tmp_path):
     none = make("sql")
-    assert none.returncode != 0 and "There is no files/warehouse.db. Run a sync" in none.stderr
-    (tmp_path / "files").mkdir()
-    duckdb.connect(str(tmp_path / "files" / "warehouse.db")).close()
+    assert none.returncode != 0
+    assert "There is no file 'local/files/warehouse.db'. Run a sync" in none.stderr
+    warehouse = tmp_path / "local" / "files" / "warehouse.db"
+    warehouse.parent.mkdir(parents=True)
+    duckdb.connect(str(warehouse)).close()
     empty = make("sql")
     assert (
         empty.returncode != 0
         and "has no tables yet, because no sync has succeeded" in empty.stderr
     )
-    with duckdb.connect(str(tmp_path / "files" / "warehouse.db")) as database:
+    with duckdb.connect(str(warehouse)) as database:
         database.execute("create schema tester")
         database.execute(
             "create table tester.notes as select '2026-01-02 03:04:05Z'::timestamptz t"
@@ -167,11 +178,16 @@ def test_make_sql_shows_times_and_reports_errors_without_a_traceback(make, tmp_p
     assert "2026-01-02 03:04:05" in shown.stdout
     wrong = make("sql", "QUERY=select x from tester.notes")
     assert wrong.returncode != 0 and "Traceback" not in wrong.stderr and '"x"' in wrong.stderr
+    no_rows = make("sql", "QUERY=-- only a comment")
+    assert (no_rows.returncode, no_rows.stdout, no_rows.stderr) == (0, "", "")
+    quoted = make("sql", "QUERY=-", query="""select 'a$$b "' || 'c' as quoted""")
+    assert 'a$$b "c' in quoted.stdout
+    assert "$HOME" in make("sql", "QUERY=select '$HOME' as text").stdout
 
 
 def test_the_demo_does_not_change_the_users_warehouse_and_state(make, tmp_path):
-    files = tmp_path / "files"
-    files.mkdir()
+    files = tmp_path / "local" / "files"
+    files.mkdir(parents=True)
     for name in ("warehouse.db", "state.json"):
         (files / name).write_text("the user's file")
     run = make("demo")
@@ -180,6 +196,7 @@ def test_the_demo_does_not_change_the_users_warehouse_and_state(make, tmp_path):
     for heading in ("Messages per day by channel", "First response by brand"):
         assert heading in run.stdout
     assert len(run.stdout.splitlines()) <= 40
+    assert max(map(len, run.stdout.splitlines())) <= 100
     command = run.stdout.splitlines()[-1].partition("make ")[2].split()
     assert "conversations" in make(*command).stdout
     assert {f.name: f.read_text() for f in files.iterdir()} == {

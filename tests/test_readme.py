@@ -4,7 +4,9 @@ import ast
 import collections
 import json
 import re
+import shutil
 import statistics
+import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
 
@@ -314,7 +316,23 @@ def test_the_newest_version_in_the_changelog_is_the_version_of_the_connector():
     assert versions[0] == connector.VERSION
 
 
-def test_git_ignores_configurations_with_a_key_but_not_the_template():
-    ignored = (PROJECT / ".gitignore").read_text().splitlines()
-    assert "configuration.*.json" in ignored and "configuration.json" not in ignored
-    assert "configuration.local.json" in README
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+@pytest.mark.parametrize(
+    ("file", "is_ignored"),
+    [
+        ("local/configuration.json", True),
+        ("local/configuration.json~", True),
+        ("local-eu/configuration.json", True),
+        ("configuration.local.json", True),
+        ("configuration.json.bak", True),
+        ("destination.json", True),
+        ("build/mock/configuration.json", True),
+        ("configuration.json", False),
+        ("connector.py", False),
+    ],
+)
+def test_git_ignores_files_with_a_key_but_not_the_template(file, is_ignored, tmp_path):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    shutil.copy(PROJECT / ".gitignore", tmp_path)
+    ignored = subprocess.run(["git", "check-ignore", "-q", file], cwd=tmp_path, check=False)
+    assert (ignored.returncode == 0) is is_ignored
