@@ -34,9 +34,9 @@ import ssl
 import threading
 import time
 from collections import deque
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as DeadlineError
-from dataclasses import astuple, dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -76,6 +76,10 @@ class RefusedError(KustomerError):
 
 class SearchUnusableError(Exception):
     """Search cannot be used for a table, so the table is read from its list. The message says why."""
+
+
+class SearchFailedError(SearchUnusableError):
+    """Search failed after all retries, or cannot be tested now. It may work in the next sync."""
 
 
 class SearchRefusedError(SearchUnusableError):
@@ -762,7 +766,8 @@ def __parse_key(text: str) -> str:
 
 
 def __parse_number(lowest: int, highest: int, text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text.strip()) or not lowest <= int(text) <= highest:
+    text = text.strip()
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
         raise ValueError(f"must be a whole number from {lowest} to {highest}")
     return int(text)
 
@@ -811,11 +816,17 @@ def __parse_origin(text: str) -> str:
     labels = host[: -len(__KUSTOMER_DOMAIN) - 1].split(".")
     if parts.scheme != "https" or port not in (None, 443):
         raise problem
-    if not host.endswith("." + __KUSTOMER_DOMAIN) or not all(labels):
+    if not host.endswith("." + __KUSTOMER_DOMAIN) or not all(map(__is_label, labels)):
         raise problem
     if "api" not in labels:
         labels.insert(1, "api")
     return f"https://{'.'.join(labels)}.{__KUSTOMER_DOMAIN}"
+
+
+def __is_label(text: str) -> bool:
+    """Return whether a text can be one of the parts of a host name, which are limited to 63
+    characters."""
+    return bool(re.fullmatch(r"[a-z0-9-]{1,63}", text))
 
 
 def __is_loopback(host: str) -> bool:
@@ -996,11 +1007,11 @@ def __setting_value(setting: Setting, configuration: dict):
 
 
 def __converted_value(setting: Setting, value):
-    if isinstance(value, (dict, list)):
-        raise ValueError("must be a JSON string")
-    given = "" if value is None else str(value)
-    if given.strip() and not re.fullmatch(r"<[A-Z0-9_]+>", given.strip()):
-        return setting.parse(given)
+    if not isinstance(value, (str, type(None))):
+        raise ValueError("must be a JSON string, in double quotes")
+    given = (value or "").strip()
+    if given and not re.fullmatch(r"<[A-Z0-9_]+>", given):
+        return setting.parse(value)
     if setting is __API_KEY:
         raise ValueError(
             "is required; create a key in Kustomer under Settings > Security > API Keys"
@@ -1022,9 +1033,13 @@ def __safe_to_show(setting: Setting, value, api_key) -> str:
 def __warn_of_unknown_keys(configuration: dict, warn: Callable[[str], None]) -> None:
     names = [setting.name for setting in SETTINGS]
     for key in configuration:
-        if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)[0]
-            warn(f"Unknown setting {str(key)[:40]!r}. Did you mean {near!r}?")
+        if key in names:
+            continue
+        # A name that looks like none may be a key in the wrong place.
+        shown = repr(key) if re.fullmatch(r"[\w -]{1,40}", str(key)) else "with an invalid name"
+        near = difflib.get_close_matches(str(key), names, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"The settings are {', '.join(names)}."
+        warn(f"Unknown setting {shown}. {hint}")
 
 
 # --------------------------------------------------------------------------------------------
@@ -1093,7 +1108,7 @@ def update(configuration: dict, state: dict) -> None:
     tables = __selected_tables(settings.additional_tables)
     due = {table: __next_read(table, saved, settings) for table in tables}
     __log(log.info, __plan(due, saved, settings))
-    totals, failures = Counts(requests=1), []
+    totals, failures = Counts(), []
     with (
         __quiet_interrupt(),
         open_client(settings, __warn_user) as client,
@@ -1103,8 +1118,9 @@ def update(configuration: dict, state: dict) -> None:
         for table in tables:
             if due[table]:
                 continue
+            counts = Counts()
             try:
-                totals += __sync_table(client, table, saved, configuration)
+                __sync_table(client, table, saved, configuration, counts)
             except SyncStoppedError as error:
                 raise SyncStoppedError(" ".join([*failures, str(error)])) from None
             except KustomerError as error:
@@ -1113,6 +1129,8 @@ def update(configuration: dict, state: dict) -> None:
                     log.warning,
                     f"{table.name} could not be read. The sync continues with the other tables.",
                 )
+            totals.add(counts)
+    totals.requests, totals.seconds_waited = client.requests_sent, client.seconds_waited
     __log(log.info, f"Kustomer sync: {totals}.")
     if failures:
         raise KustomerError(" ".join(failures))
@@ -1193,7 +1211,7 @@ def __checkpoint(saved: State) -> None:
 def __next_read(table: Table, saved: State, settings: Settings) -> datetime | None:
     """Return when a table has to be read next, or None if it has to be read now."""
     last = saved.last_sync_time.get(table.name)
-    if last is None or settings.sync_frequency_hours is None or table.name in saved.unfinished:
+    if last is None or settings.sync_frequency_hours is None:
         return None
     # Schedulers sometimes start a sync slightly early, which must not skip the table.
     due = last + timedelta(hours=settings.sync_frequency_hours)
@@ -1232,8 +1250,10 @@ class Counts:
     requests: int = 0
     seconds_waited: float = 0.0
 
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*map(operator.add, astuple(self), astuple(other)))
+    def add(self, other: "Counts") -> None:
+        """Add other counts to these."""
+        for name, number in vars(other).items():
+            setattr(self, name, getattr(self, name) + number)
 
     def __str__(self) -> str:
         words = [f"{pluralize(self.upserted, 'row')} upserted", f"{self.deleted} deleted"]
@@ -1245,15 +1265,21 @@ class Counts:
         return ", ".join(words)
 
 
-def __sync_table(client: "Client", table: Table, saved: State, configuration: dict) -> Counts:
-    """Deliver the changed rows of a table, save its cursor, and return its counts."""
-    counts = Counts(requests=-client.requests_sent, seconds_waited=-client.seconds_waited)
+def __sync_table(
+    client: "Client", table: Table, saved: State, configuration: dict, counts: "Counts"
+) -> None:
+    """Deliver the changed rows of a table, save its cursor, and add to its counts."""
+    requests_before, seconds_before = client.requests_sent, client.seconds_waited
     began, since = __now(client), saved.cursor(table)
     arguments = {} if table.mirrored else {"last_sync_time": since and __format_time(since)}
     rows = GENERATORS[table](
         client.settings.api_key, **arguments, configuration=configuration, client=client
     )
-    rows_since_checkpoint, resume_search, truncated = 0, False, not table.mirrored
+    # A list does not show what was deleted, so the next incremental sync has to search from here.
+    resume_search = bool(since and table.search) and not client.settings.enable_incremental_sync
+    if resume_search:
+        saved.unfinished[table.name] = since
+    rows_since_checkpoint, truncated = 0, not table.mirrored
     started_monotonic = time.monotonic()
     with contextlib.closing(rows):
         for page in rows.pages:
@@ -1262,12 +1288,8 @@ def __sync_table(client: "Client", table: Table, saved: State, configuration: di
                 op.truncate(table.name)
                 truncated = True
             __deliver(table, page)
-            counts += Counts(
-                len(page.rows) - len(page.deleted),
-                len(page.deleted),
-                page.skipped,
-                page.unreadable,
-            )
+            upserted, deleted = len(page.rows) - len(page.deleted), len(page.deleted)
+            counts.add(Counts(upserted, deleted, page.skipped, page.unreadable))
             resume_search |= page.resume_search
             __move_cursor(saved, table, page.cursor_after)
             rows_since_checkpoint += len(page.rows)
@@ -1282,11 +1304,11 @@ def __sync_table(client: "Client", table: Table, saved: State, configuration: di
     if not resume_search:
         saved.unfinished.pop(table.name, None)
     __checkpoint(saved)
-    counts += Counts(requests=client.requests_sent, seconds_waited=client.seconds_waited)
+    counts.requests = client.requests_sent - requests_before
+    counts.seconds_waited = client.seconds_waited - seconds_before
     if counts.skipped:
         __warn_user(f"{table.name}: skipped {pluralize(counts.skipped, 'record')} without an id.")
     __log(log.info, f"{table.name}: {counts}.")
-    return counts
 
 
 def __deliver(table: Table, page: "Page") -> None:
@@ -1402,7 +1424,7 @@ class Rows:
         return next(self._rows)
 
     def close(self) -> None:
-        """Stop reading. No further request is sent."""
+        """Stop reading. Requests that have been sent are abandoned, and no other is sent."""
         self.pages.close()
 
 
@@ -1423,9 +1445,8 @@ def __rows(
             )
             stack.callback(__show_warnings, active_client)
             time_range = get_time_range(last_sync_time, configuration, now=__now(active_client))
-            table_pages = __table_pages(
-                active_client, table, *map(__parse_time, time_range.values())
-            )
+            start, end = map(__parse_time, time_range.values())
+            table_pages = __table_pages(active_client, table, start, end, last_sync_time is None)
             if table.mirrored:
                 # Read all pages before the first row is delivered, so that the table is not
                 # truncated if a request fails.
@@ -1458,37 +1479,61 @@ def __make_rows(table: Table, page: Page) -> Page:
 
 def __read_ahead(client: "Client", pages: Iterator[Page]) -> Iterator[Page]:
     """Yield the pages. While the caller processes one page, a thread reads the next one."""
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        next_page = executor.submit(next, pages, None)
+    next_page = __in_background(next, pages, None)
+    try:
+        while (page := next_page.result()) is not None:
+            next_page = __in_background(next, pages, None)
+            yield page
+    except Exception:
+        # This table cannot be read, but others can.
+        raise
+    except BaseException:
+        # The caller needs no more pages, or the process has to end.
+        client.closed.set()
+        raise
+
+
+def __in_background(call: Callable, *arguments) -> Future:
+    """Start a call in a thread and return its future. The thread does not keep the process
+    running, so a call that nobody waits for any more can be abandoned."""
+    future: Future = Future()
+
+    def run() -> None:
         try:
-            while (page := next_page.result()) is not None:
-                next_page = executor.submit(next, pages, None)
-                yield page
-        except (GeneratorExit, KeyboardInterrupt):
-            client.closed.set()
-            raise
+            future.set_result(call(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def __table_pages(
-    client: "Client", table: Table, start: datetime, end: datetime
+    client: "Client", table: Table, start: datetime, end: datetime, is_first_read: bool
 ) -> Iterator[Page]:
-    """Yield a table's pages, from search if possible and otherwise from its list."""
+    """Yield a table's pages, from search if possible and otherwise from its list.
+
+    If search is not documented for the table, the first read uses the list, because an attribute
+    that search has learned recently may be missing from older records.
+    """
     incremental = client.settings.enable_incremental_sync and not table.mirrored
     list_pages, search_error, cursor = __list_pages(client, table), None, start
     use_search = bool(table.search) and incremental
-    if use_search and not table.search_is_documented:
-        first = next(list_pages)
-        use_search = not first.ended and __search_covers(client, table, first, start, end)
-        # Do not request the first page again.
-        list_pages = itertools.chain([first], list_pages)
-    if use_search:
-        try:
+    try:
+        if use_search and not table.search_is_documented:
+            first = next(list_pages)
+            # Do not request the first page again.
+            list_pages = itertools.chain([first], list_pages)
+            use_search = not (is_first_read or first.ended) and __search_covers(
+                client, table, first, start, end
+            )
+        if use_search:
             for page in __search_pages(client, table, start, end):
                 cursor = page.cursor_after
                 yield page
             return
-        except SearchUnusableError as error:
-            search_error = error
+    except SearchUnusableError as error:
+        search_error = error
     for page in list_pages:
         if search_error:
             # Warn only after the first page of the list. Search also refuses a key that lacks the
@@ -1505,20 +1550,33 @@ def __table_pages(
 def __search_covers(
     client: "Client", table: Table, page: Page, start: datetime, end: datetime
 ) -> bool:
-    """Return whether search supports a table: searching for the updatedAt of the most recently
-    updated record on a page must find that record."""
-    times = {__record_id(record): __updated_at(record) for record in page.records}
-    updated = {record_id: at for record_id, at in times.items() if record_id and at}
-    if not updated or start < end - __SEARCH_HORIZON:
-        return False
-    newest = max(updated, key=lambda record_id: updated[record_id])
-    timestamp = __whole_milliseconds(updated[newest])
+    """Return whether search supports a table: searching for the updatedAt of a record on a page of
+    its list must find a record of this page.
+
+    Raises SearchFailedError if that cannot be tested now.
+    """
     search = Search(client, table, end, indexed_until=end - __OVERLAP)
-    try:
-        page_found = __search(search, Slice(timestamp, __later(timestamp, __MILLISECOND)))
-    except SearchUnusableError:
+    times = {__record_id(record): __updated_at(record) for record in page.records}
+    times = {i: at for i, at in times.items() if i and at and at >= end - __SEARCH_HORIZON}
+    if not times or start < end - __SEARCH_HORIZON:
         return False
-    return newest in map(__record_id, page_found.records)
+    # A record that was updated recently may not be in the index yet, or be updated again before it
+    # is searched for. So the first choice is the last update before that.
+    recent = {i: at >= search.indexed_until for i, at in times.items()}
+    choices = sorted(times, key=lambda i: (recent[i], abs(times[i] - search.indexed_until)))
+    for record_id in choices[:__SEARCH_TESTS]:
+        timestamp = __whole_milliseconds(times[record_id])
+        try:
+            found = __search(search, Slice(timestamp, __later(timestamp, __MILLISECOND)))
+        except SearchFailedError:
+            raise
+        except SearchUnusableError:
+            return False
+        if not times.keys().isdisjoint(map(__record_id, found.records)):
+            return True
+    if recent[choices[0]]:
+        raise SearchFailedError(f"all {table.name} that could be searched for have just changed")
+    return False
 
 
 def __search_warning(table: Table, error: SearchUnusableError) -> str:
@@ -1542,8 +1600,14 @@ def __changed_since(record, start: datetime) -> bool:
     return updated is None or updated >= start
 
 
-def __new_records(page: Page, seen: set) -> list:
-    return [record for record in page.records if __version(record) not in seen]
+def __new_records(page: Page, recent: dict) -> list:
+    """Return the records of a page that are not in `recent`, or have changed since."""
+    versions = zip(page.records, map(__version, page.records))
+    return [record for record, (key, version) in versions if recent.get(key) != version]
+
+
+# A count above this is an error of the server.
+__COUNT_LIMIT = 2**53
 
 
 def __page(path: str, payload: dict) -> Page:
@@ -1558,7 +1622,7 @@ def __page(path: str, payload: dict) -> Page:
     return Page(
         records,
         more=bool(links["next"]) if isinstance(links, dict) and "next" in links else None,
-        total=total if type(total) is int else None,
+        total=total if type(total) is int and 0 <= total < __COUNT_LIMIT else None,
     )
 
 
@@ -1577,7 +1641,6 @@ def __versions(page: Page) -> set:
 
 __SEARCH_PATH = "/v1/customers/search"
 __SEARCH_ROLE = "org.permission.search.create (legacy org.user.search.read)"
-__SEARCH_REFUSALS = frozenset({400, 401, 403, 404, 405, 422})
 # At most 500 records per page and 100 pages per query, and only records updated in the last two
 # years: https://developer.kustomer.com/docs/concepts/search, read 2026-11-23.
 __SEARCH_PAGE_MAX_RECORDS = 500
@@ -1591,6 +1654,8 @@ __SLICE_MAX_PARTS = 100
 # If a slice is more than this many times longer than the time its page covers, it is split around
 # that time instead of evenly.
 __SLICE_DENSE_RATIO = 100
+# How many records are searched for to test whether search supports a table.
+__SEARCH_TESTS = 2
 # Give up after this many consecutive searches without a new record.
 __SEARCH_MAX_EMPTY = 500
 # How many searches run at the same time, and how many pages may wait until earlier ones arrive.
@@ -1613,13 +1678,16 @@ class Slice(NamedTuple):
     `high` is None.
 
     If more records share one updatedAt than fit on a page (a tie), they are read by page number:
-    `number` is the page to read next, and `first_page` has the record versions on page 1.
+    `number` is the page to read next, `first_page` has the record versions on page 1, `seen` has
+    those on the pages already delivered, and `total` is the last count of records.
     """
 
     low: datetime
     high: datetime | None = None
     number: int = 1
     first_page: frozenset = frozenset()
+    seen: frozenset = frozenset()
+    total: int = 0
 
 
 @dataclass
@@ -1633,6 +1701,8 @@ class Search:
 
     The search index is up to date for changes before `indexed_until`. A record with a later change
     may have been found by its previous updatedAt, and show a newer one.
+
+    `stop` is set at the end, so that searches that are still running send no further request.
     """
 
     client: "Client"
@@ -1644,6 +1714,7 @@ class Search:
     searches: int = 0
     records: int = 0
     empty_searches: int = 0
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 def __search_pages(
@@ -1677,9 +1748,9 @@ def __pages_in_order(search: Search, first: Slice) -> Iterator[Page]:
     slices that are left to read.
     """
     queue: list[Slice | Future | Page] = [first]
-    with __search_threads(search.client) as threads:
+    try:
         while queue:
-            __start_searches(search, threads, queue)
+            __start_searches(search, queue)
             if isinstance(queue[0], Page):
                 # Yield one page at a time, so that new searches start between two pages.
                 yield queue.pop(0)
@@ -1690,31 +1761,17 @@ def __pages_in_order(search: Search, first: Slice) -> Iterator[Page]:
                 for entry in queue
                 for replacement in __replacements(search, entry, queue[0])
             ]
-
-
-@contextlib.contextmanager
-def __search_threads(client: "Client") -> Iterator[ThreadPoolExecutor]:
-    """Yield the thread pool for searches. At the end, running searches are abandoned."""
-    threads = ThreadPoolExecutor(max_workers=__SEARCH_THREADS)
-    try:
-        yield threads
     finally:
-        was_closed = client.closed.is_set()
-        client.closed.set()
-        threads.shutdown(cancel_futures=True)
-        if not was_closed:
-            client.closed.clear()
+        search.stop.set()
 
 
 def __is_running(entry: Slice | Future | Page) -> bool:
     return isinstance(entry, Future) and not entry.done()
 
 
-def __start_searches(
-    search: Search, threads: ThreadPoolExecutor, queue: list[Slice | Future | Page]
-) -> None:
-    """Start searches for the first slices in the queue, as long as there are idle threads and room
-    for pages."""
+def __start_searches(search: Search, queue: list[Slice | Future | Page]) -> None:
+    """Start searches for the first slices in the queue, as long as fewer than four are running and
+    there is room for their pages."""
     idle = __SEARCH_THREADS - sum(map(__is_running, queue))
     room = __SEARCH_MAX_PAGES_HELD - sum(not isinstance(entry, Slice) for entry in queue)
     for position, entry in enumerate(queue):
@@ -1724,7 +1781,7 @@ def __start_searches(
         # The slice without an upper bound is read last, because records that change meanwhile move
         # there.
         if isinstance(entry, Slice) and (entry.high or not position):
-            queue[position] = threads.submit(__read_slice, search, entry)
+            queue[position] = __in_background(__read_slice, search, entry)
             idle, room = idle - 1, room - 1
 
 
@@ -1857,16 +1914,28 @@ def __last_tied_page(part: Slice, first: Page) -> Slice:
         raise SearchUnusableError(
             f"more than {__SEARCH_MAX_PAGES} pages of records share one updatedAt"
         )
-    return part._replace(number=last, first_page=frozenset(__versions(first)))
+    return part._replace(number=last, first_page=frozenset(__versions(first)), total=total)
 
 
 def __tied_page(part: Slice, page: Page) -> tuple[list[Page], list[Slice]]:
-    """Return a page of a tie, and the slice that reads the page before it."""
+    """Return a page of a tie, and the slice that reads the page before it.
+
+    Raises SearchUnusableError if the pages do not fit together: then the order of the records, or
+    the count by which the last page was chosen, is not reliable.
+    """
+    versions = __versions(page)
+    # Each record that has left the tie since the previous page has moved one onto this page.
+    moved = max(part.total - (page.total or 0), 0)
+    on_first_page = part.number > 1 and not part.first_page.isdisjoint(versions)
+    if on_first_page or len(versions & part.seen) > moved:
+        raise SearchUnusableError("search returned the same record on two pages")
+    # Page 100 links to a next page although Kustomer does not serve it.
+    if page.more and not part.seen and part.number < __SEARCH_MAX_PAGES:
+        raise SearchUnusableError("search counts fewer records than share one updatedAt")
     if part.number == 1:
         return [page.with_cursor(part.high)], []
-    if not part.first_page.isdisjoint(__versions(page)):
-        raise SearchUnusableError("search returned the same record on two pages")
-    return [page.with_cursor(part.low)], [part._replace(number=part.number - 1)]
+    part = part._replace(number=part.number - 1, seen=part.seen | versions, total=page.total or 0)
+    return [page.with_cursor(part.low)], [part]
 
 
 def __split_unsorted(search: Search, part: Slice, page: Page) -> list[Slice]:
@@ -1905,6 +1974,8 @@ def __more_match(search: Search, part: Slice, page: Page) -> bool:
     """Return whether a slice has more records than its first page.
 
     If the count and the links contradict each other, or both are missing, the second page decides.
+    Without links, an update of a record on the first page may have moved one there from the second
+    page, so the first page must not have changed.
     """
     counted_all = page.total is not None and page.total <= len(page.records)
     if page.more or counted_all or (page.more is False and page.total is None):
@@ -1912,6 +1983,8 @@ def __more_match(search: Search, part: Slice, page: Page) -> bool:
     else:
         second = __search(search, part, 2)
         more = bool(__versions(second) - (__versions(page) if page.total is None else set()))
+        if not more and page.more is None:
+            more = not __versions(__search(search, part)) <= __versions(page)
     if more and not page.records:
         raise SearchUnusableError("search returned an empty page although more records match")
     return more
@@ -1972,6 +2045,7 @@ def __search(search: Search, part: Slice, number: int = 1, order: str = "asc") -
                 {"page": number, "pageSize": size},
                 body=body,
                 client=search.client,
+                stop=search.stop,
                 purpose=__purpose(search, part, number, order),
             ),
         )
@@ -1983,7 +2057,7 @@ def __search(search: Search, part: Slice, number: int = 1, order: str = "asc") -
     except SyncStoppedError:
         raise
     except KustomerError as error:
-        raise SearchUnusableError(str(error)) from None
+        raise SearchFailedError(str(error)) from None
     page.times = __update_times(search, part, page.records)
     if search.total is None:
         search.total = page.total
@@ -2021,8 +2095,6 @@ def __update_times(search: Search, part: Slice, records: list) -> list[datetime]
 
 
 def __search_refusal(error: RefusedError) -> SearchRefusedError:
-    if error.status not in __SEARCH_REFUSALS:
-        raise error
     refusal = f"search was refused with {error.status} ({error.reason})"
     if error.status in __MISSING_ROLE_STATUSES:
         refusal += f": the API key lacks the role {__SEARCH_ROLE}. {__NEW_KEY}"
@@ -2063,16 +2135,14 @@ __NEW_KEY = (
 class Listing:
     """A list that is being read.
 
-    `params` are sent with each request. `recent` has the versions of the last records that were
-    read, and `order` has the same versions in reading order. `empty_pages` counts consecutive
-    pages without a new record.
+    `params` are sent with each request. `recent` has the last records that were read, in reading
+    order: their ids and updatedAt. `empty_pages` counts consecutive pages without a new record.
     """
 
     client: "Client"
     table: Table
     params: dict[str, str] = field(default_factory=dict)
-    recent: set = field(default_factory=set)
-    order: deque = field(default_factory=deque)
+    recent: dict = field(default_factory=dict)
     empty_pages: int = 0
 
 
@@ -2123,11 +2193,11 @@ def __overlapping_pages(listing: Listing) -> Iterator[Page]:
     Raises PageSizeError if the server does not return pages of the requested size.
     """
     limit = __page_size(listing.client, listing.table.page_maximum)
-    reached, page_start, overlap, gaps, warned = 0, 0, 1, 0, False
+    reached, furthest, page_start, overlap, gaps, warned = 0, 0, 0, 1, 0, False
     while True:
         number, size = __overlapping_page(max(reached - overlap + 1, 0) if reached else 0, limit)
         page = __sized_page(listing, number, size)
-        overlaps = number == 1 or not listing.recent.isdisjoint(__versions(page))
+        overlaps = number == 1 or len(__new_records(page, listing.recent)) < len(page.records)
         if not overlaps and gaps < len(__LIST_STEPS_BACK):
             # Many records have left the list. Go back, and overlap by more records from here on.
             overlap = min(overlap * 4, limit // 4)
@@ -2146,8 +2216,11 @@ def __overlapping_pages(listing: Listing) -> Iterator[Page]:
             page.more = True
         page_start = (number - 1) * size
         reached = page_start + len(page.records)
-        __keep_new_records(listing, page, reached)
-        gaps = 0 if page.records else gaps
+        __keep_new_records(listing, page, size, reached)
+        if reached > furthest:
+            # Only getting further counts, because records that keep moving could hold the reading
+            # back for ever.
+            furthest, gaps = reached, 0
         yield page
         if page.ended:
             return
@@ -2192,7 +2265,7 @@ def __accepts_size(listing: Listing, number: int, size: int) -> bool:
 
 def __numbered_pages(listing: Listing) -> Iterator[Page]:
     """Yield the pages of a list by number, in the page size that the server chooses."""
-    number, read, page = 0, 0, Page([])
+    number, size, read, page = 0, 1, 0, Page([])
     while not page.ended:
         number += 1
         if number == 2:
@@ -2203,30 +2276,35 @@ def __numbered_pages(listing: Listing) -> Iterator[Page]:
             )
         page = __list_page(listing, number)
         read += len(page.records)
-        __keep_new_records(listing, page, read)
+        size = max(size, len(page.records))
+        __keep_new_records(listing, page, size, read)
         yield page
 
 
-def __keep_new_records(listing: Listing, page: Page, read: int) -> None:
+def __keep_new_records(listing: Listing, page: Page, size: int, read: int) -> None:
     """Remove records from a page that have already been read, and note whether the list ends.
 
-    `read` is the number of records up to the end of this page. If the response has no links, the
-    list ends with the first page that has no new record.
+    `size` is the number of records on a full page, and `read` the number of records up to the end
+    of this page. If the response has no links, the list ends with the first page that is not full.
     """
-    table, recent, order = listing.table, listing.recent, listing.order
+    table, recent = listing.table, listing.recent
+    is_full = len(page.records) >= size
     page.records = __new_records(page, recent)
-    for version in map(__version, page.records):
-        recent.add(version)
-        order.append(version)
-    while len(order) > __LIST_RECENT_RECORDS:
-        recent.discard(order.popleft())
-    listing.empty_pages = 0 if page.records else listing.empty_pages + 1
+    versions = dict(map(__version, page.records))
+    # A record that has changed since it was read is not new. If it were, one that keeps changing
+    # could make a list endless.
+    listing.empty_pages = 0 if versions.keys() - recent.keys() else listing.empty_pages + 1
+    for record_id, version in versions.items():
+        recent.pop(record_id, None)
+        recent[record_id] = version
+    while len(recent) > __LIST_RECENT_RECORDS:
+        del recent[next(iter(recent))]
     if listing.empty_pages > __LIST_MAX_EMPTY_PAGES:
         raise KustomerError(
             f"GET {table.path} returned {__LIST_MAX_EMPTY_PAGES} pages in a row without a new "
             f"record and without an end; the list of {table.name} cannot be read."
         )
-    page.ended = not (page.records if page.more is None else page.more)
+    page.ended = not (is_full if page.more is None else page.more)
     if page.ended:
         __warn_of_shortfall(listing, page.total, read)
 
@@ -2294,19 +2372,25 @@ __EPOCH_MILLISECONDS_FROM = 1e11
 __EPOCH_SECONDS_FROM = 1e8
 # A response must be complete within this many request timeouts.
 __RESPONSE_MAX_TIMEOUTS = 10
+# A page of records has a few megabytes. Fivetran gives a connector about 1 GB of memory.
+__RESPONSE_MAX_BYTES = 200_000_000
 __READ_BYTES = 128 * 1024
 __API_MESSAGE_MAX_CHARACTERS = 300
+# Shorter parts of a key may be words of a message.
+__KEY_PART_CHARACTERS = 12
 __LOG_EVERY_SECONDS = 30.0
 # The message for a network error: that of the first of these types among its causes.
 __NETWORK_CAUSES = (
     (socket.gaierror, "the host name was not found"),
     (ssl.SSLCertVerificationError, "the certificate is not valid"),
     (ssl.SSLError, "no secure connection could be established"),
+    (requests.exceptions.InvalidProxyURL, "the proxy setting is not valid"),
     (requests.exceptions.ProxyError, "the proxy did not respond"),
     (ConnectionRefusedError, "the connection was refused"),
     (requests.exceptions.Timeout, "the request timed out"),
     (TimeoutError, "the request timed out"),
     (ConnectionError, "the connection broke"),
+    (requests.exceptions.ConnectionError, "the host could not be reached"),
 )
 
 
@@ -2332,13 +2416,15 @@ class Client:
     retries once nobody needs their results.
 
     `rate_limit_lock` is held while a request waits after a 429, so that no other request is sent.
-    `rate_limit_waits` counts these waits. List requests wait until `lists_wait_until`, a monotonic
-    time.
+    `rate_limit_waits` counts these waits; `limits` and `limited_seconds` are the number and the
+    total of those since the last response other than 429, which fails the sync if it exceeds
+    `limited_seconds_max`. List requests wait until `lists_wait_until`, a monotonic time.
     """
 
     session: requests.Session
     settings: Settings
     warn: Callable[[str], None]
+    limited_seconds_max: float
     warnings: deque[str] = field(default_factory=deque)
     requests_sent: int = 0
     seconds_waited: float = 0.0
@@ -2348,11 +2434,17 @@ class Client:
     lock: threading.Lock = field(default_factory=threading.Lock)
     rate_limit_lock: threading.Lock = field(default_factory=threading.Lock)
     rate_limit_waits: int = 0
+    limits: int = 0
+    limited_seconds: float = 0.0
     lists_wait_until: float = 0.0
 
 
 @contextlib.contextmanager
-def open_client(settings: Settings, warn: Callable[[str], None] | None = None):
+def open_client(
+    settings: Settings,
+    warn: Callable[[str], None] | None = None,
+    limited_seconds_max: float = __RATE_LIMIT_MAX_TOTAL_SECONDS,
+):
     """Yield a Client whose session is closed at the end."""
     with requests.Session() as session:
         session.auth = BearerAuth(settings.api_key)
@@ -2360,7 +2452,9 @@ def open_client(settings: Settings, warn: Callable[[str], None] | None = None):
         session.headers["User-Agent"] = f"fivetran-kustomer-connector/{VERSION}"
         # Do not use the environment's proxies for a mock on this machine.
         session.trust_env = settings.base_url.startswith("https://")
-        client = Client(session, settings, warn or partial(__log, log.warning))
+        client = Client(
+            session, settings, warn or partial(__log, log.warning), limited_seconds_max
+        )
         try:
             yield client
         finally:
@@ -2425,14 +2519,15 @@ def execute_api_request(
     *,
     body: dict | None = None,
     client: Client | None = None,
+    stop: threading.Event | None = None,
     purpose: str = "",
 ) -> dict:
     """Send a request, retry it if needed, and return the JSON of the response.
 
-    After a 429, the request waits as long as the headers ask, for about fifteen minutes in total
-    at most. Timeouts, broken connections, 408, 5xx, partial responses and responses that are not a
-    JSON object are retried `retry_attempts` times. So is a 401 or 403 that has no error message
-    from Kustomer.
+    After a 429, the request waits as long as the headers ask. If all requests of a sync together
+    have waited for fifteen minutes without a response other than 429, it fails. Timeouts, broken
+    connections, 408, 5xx, partial responses and responses that are not a JSON object are retried
+    `retry_attempts` times. So is a 401 or 403 that has no error message from Kustomer.
 
     Args:
         endpoint: the path, such as /v1/customers.
@@ -2441,6 +2536,7 @@ def execute_api_request(
         configuration: the connector's configuration. Ignored if there is a `client`.
         body: the JSON body of a POST request. Without a body, the request is a GET.
         client: the client of a running sync. By default, a new client is opened.
+        stop: once set, the request is not sent or retried any more.
         purpose: what the log calls the request. Its method and path by default.
 
     Returns:
@@ -2448,7 +2544,7 @@ def execute_api_request(
 
     Raises:
         RefusedError: if Kustomer refuses the request and retrying cannot help.
-        SyncStoppedError: if the rate limit stays exhausted.
+        SyncStoppedError: if the rate limit stays exhausted, or the request is not needed any more.
         KustomerError: if all retries fail.
 
     Source: https://developer.kustomer.com/docs/concepts/rate-limits (429 and its headers).
@@ -2459,23 +2555,23 @@ def execute_api_request(
             return execute_api_request(endpoint, api_key, params, body=body, client=own)
     request = f"{'GET' if body is None else 'POST'} {endpoint}"
     purpose = purpose or request
-    failures, limits, waited = 0, 0, 0.0
-    if body is None:
-        __wait_for_utilization(client, purpose)
+    failures = 0
     while True:
+        if body is None:
+            __wait_for_utilization(client, purpose)
         with client.rate_limit_lock:
             rate_limit_waits = client.rate_limit_waits
+        if client.closed.is_set() or (stop and stop.is_set()):
+            raise SyncStoppedError(f"{request} is not needed any more.")
         try:
-            return __exchange(client, endpoint, params, body, purpose)
+            payload = __exchange(client, endpoint, params, body, purpose)
+            client.limited_seconds = client.limits = 0
+            return payload
         except RateLimitError as limit:
             with client.rate_limit_lock:
                 # If another request has waited in the meantime, this one does not wait again.
                 if client.rate_limit_waits == rate_limit_waits:
-                    waited += __handle_rate_limit(
-                        client, request, limit.args[0], limits, waited, purpose
-                    )
-                    limits += 1
-                    client.rate_limit_waits += 1
+                    __handle_rate_limit(client, request, limit.args[0], purpose)
         except RetryableError as error:
             __handle_request_error(client, request, str(error), failures, purpose)
             failures += 1
@@ -2488,29 +2584,20 @@ def __exchange(
     the request can be retried."""
     settings, method, cause = client.settings, "GET" if body is None else "POST", ""
 
-    def send():
-        with client.session.request(
-            method,
-            settings.base_url + path,
-            params=params,
-            json=body,
-            timeout=settings.request_timeout_seconds,
-            allow_redirects=False,
-            stream=True,
-        ) as response:
-            # The smaller default chunks of the requests library take much more CPU time.
-            return response, b"".join(response.iter_content(__READ_BYTES))
+    deadline = time.monotonic() + __RESPONSE_MAX_TIMEOUTS * settings.request_timeout_seconds
 
     with client.lock:
         client.requests_sent += 1
     with __debug_line(settings, purpose) as details:
         try:
-            response, content = __within(
-                __RESPONSE_MAX_TIMEOUTS * settings.request_timeout_seconds, send
-            )
+            # The timeout of the requests library applies to each read, so a response that arrives
+            # byte by byte never times out, and can only be abandoned.
+            receiving = __in_background(__receive, client, deadline, method, path, params, body)
+            response, content = receiving.result(deadline - time.monotonic())
         except DeadlineError:
             cause = "the response was not complete in time"
-        except requests.RequestException as error:
+        except (requests.RequestException, OSError, ValueError) as error:
+            # ValueError: what urllib3 raises for parts of a response that are not valid HTTP.
             cause = __network_cause(error)
         if cause:
             # Raised here, because an error raised in an except clause keeps a reference to the
@@ -2527,6 +2614,31 @@ def __exchange(
         return payload
 
 
+def __receive(
+    client: Client, deadline: float, method: str, path: str, params: dict | None, body: dict | None
+) -> tuple[requests.Response, bytearray]:
+    """Send a request and return the response and its body. Raises DeadlineError after `deadline`,
+    a monotonic time, so that a response that nobody waits for does not fill the memory."""
+    content = bytearray()
+    with client.session.request(
+        method,
+        client.settings.base_url + path,
+        params=params,
+        json=body,
+        timeout=client.settings.request_timeout_seconds,
+        allow_redirects=False,
+        stream=True,
+    ) as response:
+        # The smaller default chunks of the requests library take much more CPU time.
+        for chunk in response.iter_content(__READ_BYTES):
+            content += chunk
+            if len(content) > __RESPONSE_MAX_BYTES:
+                raise RetryableError(f"a response of more than {__RESPONSE_MAX_BYTES} bytes")
+            if client.closed.is_set() or time.monotonic() > deadline:
+                raise DeadlineError
+    return response, content
+
+
 @contextlib.contextmanager
 def __debug_line(settings: Settings, request: str):
     """Log a line when a request ends, if debug logging is on. Yields the list of details for this
@@ -2538,25 +2650,6 @@ def __debug_line(settings: Settings, request: str):
         if settings.enable_debug_logging:
             details.append(f"{(time.perf_counter() - started) * 1000:.0f} ms")
             __log(log.info, f"{request}: {', '.join(details)}")
-
-
-def __within(seconds: float, call: Callable[[], Any]) -> Any:
-    """Return the result of `call`, or raise DeadlineError if it takes longer than `seconds`.
-
-    The timeout of the requests library applies to each read, so a response that arrives byte by
-    byte never times out. Each call therefore has its own thread, which is abandoned after the deadline and
-    does not keep the process running.
-    """
-    outcome: Future = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(call())
-        except Exception as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return outcome.result(timeout=seconds)
 
 
 def __network_cause(error: BaseException) -> str:
@@ -2572,7 +2665,7 @@ def __network_cause(error: BaseException) -> str:
     return "the response was not complete"
 
 
-def __read_response(response, content: bytes, request: str, api_key: str) -> dict:
+def __read_response(response, content: bytearray, request: str, api_key: str) -> dict:
     """Return the JSON of a response, or raise an error.
 
     Only this function decides which responses are retried: with RetryableError, the request is
@@ -2585,7 +2678,10 @@ def __read_response(response, content: bytes, request: str, api_key: str) -> dic
         raise RetryableError(f"status {status}")
     payload = __parsed(content)
     if status in __MISSING_ROLE_STATUSES and "errors" not in (payload or {}):
-        raise RetryableError(f"status {status} without Kustomer's own error message")
+        raise RetryableError(
+            f"status {status} without Kustomer's own error message: the API key is invalid or lacks "
+            "a role, or a proxy refused the request"
+        )
     if status != 200:
         reason = __api_message(status, payload, api_key)
         raise RefusedError(f"{request} was refused with {status}: {reason}", status, reason)
@@ -2597,7 +2693,7 @@ def __read_response(response, content: bytes, request: str, api_key: str) -> dic
     return payload
 
 
-def __parsed(content: bytes) -> dict | None:
+def __parsed(content: bytearray) -> dict | None:
     try:
         payload = json.loads(content)
     except (ValueError, RecursionError):
@@ -2616,30 +2712,41 @@ def __api_message(status: int, payload: dict | None, api_key: str) -> str:
         for name in ("code", "title", "message", "detail")
         if isinstance(error, dict) and error.get(name)
     ]
-    text = " ".join(" - ".join(words).replace(api_key, "(key)").split())
-    return text[:__API_MESSAGE_MAX_CHARACTERS] or "no reason given"
+    text = "".join(letter if letter.isprintable() else " " for letter in " - ".join(words))
+    text = __without_key(" ".join(text.split()), api_key)[:__API_MESSAGE_MAX_CHARACTERS]
+    return text or ("no such address; check base_url" if status == 404 else "no reason given")
 
 
-def __handle_rate_limit(
-    client: Client, request: str, headers, earlier_limits: int, waited: float, purpose: str
-) -> float:
-    """Wait after a 429 and return the number of seconds.
+def __without_key(text: str, api_key: str) -> str:
+    """Return a text in which the key, its longer parts, and whatever else looks like a key are
+    replaced. A server may repeat a key in part, or encode it."""
+    parts = [api_key, *(part for part in api_key.split(".") if len(part) >= __KEY_PART_CHARACTERS)]
+    for part in parts:
+        text = text.replace(part, "(key)")
+    return re.sub(r"eyJ[\w.%-]+", "(key)", text)
 
-    Raises SyncStoppedError if the request has already waited for the maximum time.
+
+def __handle_rate_limit(client: Client, request: str, headers, purpose: str) -> None:
+    """Wait after a 429.
+
+    Raises SyncStoppedError if the client has already waited for the maximum time.
     """
-    if waited >= __RATE_LIMIT_MAX_TOTAL_SECONDS or client.closed.is_set():
+    if client.limited_seconds >= client.limited_seconds_max:
         raise SyncStoppedError(
-            f"{request} returned 429 (rate limit) for {waited / 60:.0f} minutes. Other apps may be "
-            "using the organization's rate limit. The next sync resumes from here."
+            f"{request} returned 429 (rate limit) for {client.limited_seconds / 60:.0f} minutes. "
+            "Other apps may be using the organization's rate limit. Try again later; a sync then "
+            "resumes from its last checkpoint."
         )
     seconds = __seconds_until_reset(headers)
     if seconds is None:
-        seconds = __backoff_seconds(earlier_limits)
+        seconds = __backoff_seconds(client.limits)
     else:
         seconds += random.uniform(0, __RATE_LIMIT_JITTER_FRACTION * seconds)
     seconds = min(seconds, __RATE_LIMIT_MAX_WAIT_SECONDS)
     __wait(client, seconds, f"{purpose}: the rate limit is exhausted")
-    return seconds
+    client.limits += 1
+    client.limited_seconds += seconds
+    client.rate_limit_waits += 1
 
 
 def __wait(client: Client, seconds: float, reason: str) -> None:
@@ -2680,28 +2787,29 @@ def __wait_for_utilization(client: Client, purpose: str) -> None:
 
 
 def __seconds_until_reset(headers) -> float | None:
-    """Return how many seconds a response asks to wait, or None if it does not say."""
-    seconds = __retry_after_seconds(headers.get("Retry-After"))
-    if seconds is None:
-        reset = __header_number(headers.get("x-ratelimit-reset"))
-        if reset is not None and reset >= __EPOCH_MILLISECONDS_FROM:
-            seconds = reset / 1000 - time.time()
-        elif reset is not None and reset >= __EPOCH_SECONDS_FROM:
-            seconds = reset - time.time()
-        else:
-            seconds = reset
-    return seconds if seconds is not None and seconds > 0 else None
+    """Return how many seconds a response asks to wait, or None if it does not say.
 
-
-def __retry_after_seconds(value: str | None) -> float | None:
-    seconds, date = __header_number(value), __header_date(value)
-    if seconds is None and date:
-        return date.timestamp() - time.time()
-    return seconds
+    Times are compared with the server's clock, because this machine's may differ.
+    """
+    date = __header_date(headers.get("Date"))
+    now = date.timestamp() if date else time.time()
+    retry_after = headers.get("Retry-After")
+    retry_date = __header_date(retry_after)
+    reset = __header_number(headers.get("x-ratelimit-reset"))
+    if reset is not None and reset >= __EPOCH_MILLISECONDS_FROM:
+        reset = reset / 1000 - now
+    elif reset is not None and reset >= __EPOCH_SECONDS_FROM:
+        reset -= now
+    waits = (
+        __header_number(retry_after),
+        retry_date.timestamp() - now if retry_date else None,
+        reset,
+    )
+    return next((seconds for seconds in waits if seconds is not None and seconds > 0), None)
 
 
 def __header_number(value: str | None) -> float | None:
-    known = value and re.fullmatch(r"[0-9]{1,15}(\.[0-9]+)?", value.strip())
+    known = value and re.fullmatch(r"-?[0-9]{1,15}(\.[0-9]+)?", value.strip())
     return float(value) if known else None
 
 
@@ -2723,8 +2831,6 @@ def __handle_request_error(
     client: Client, request: str, cause: str, failures: int, purpose: str
 ) -> None:
     """Wait before the next retry. Raises KustomerError if there are no retries left."""
-    if client.closed.is_set():
-        raise SyncStoppedError(f"{request} was stopped because the sync has ended.")
     if failures >= client.settings.retry_attempts:
         times = f" {failures + 1} times. The last error was" if failures else ""
         raise KustomerError(
@@ -2842,6 +2948,10 @@ def __format_time(timestamp: datetime) -> str:
 # --------------------------------------------------------------------------------------------
 
 
+# Long enough for the rate limit to be reset once. Somebody is watching the form meanwhile.
+__SETUP_TEST_MAX_WAIT_SECONDS = 60.0
+
+
 def configuration_form() -> ConfigurationForm:
     """Return the setup form: a field for each setting, and the setup tests."""
     form = ConfigurationForm()
@@ -2867,8 +2977,10 @@ def __form_field(setting: Setting):
 
 
 def test_configuration(configuration: dict):
-    """Setup test: every setting is valid."""
-    return __run_setup_test(configuration, lambda client: None)
+    """Setup test: every setting is valid. An unknown setting is a warning in the log."""
+    return __run_setup_test(
+        configuration, lambda client: __warn_of_unknown_keys(configuration, client.warn)
+    )
 
 
 def test_api_key(configuration: dict):
@@ -2890,7 +3002,8 @@ def test_search(configuration: dict):
 def __run_setup_test(configuration: dict, check: Callable[[Client], None]):
     """Return the result of a setup test, which passes if `check` does not raise an error."""
     try:
-        with open_client(validate_configuration(configuration)) as client:
+        settings = validate_configuration(configuration)
+        with open_client(settings, limited_seconds_max=__SETUP_TEST_MAX_WAIT_SECONDS) as client:
             check(client)
             __show_warnings(client)
     except (KustomerError, ValueError) as error:
@@ -2899,10 +3012,14 @@ def __run_setup_test(configuration: dict, check: Callable[[Client], None]):
 
 
 def __read_one_of_each(client: Client) -> None:
+    # Each table would report an invalid key again.
+    check_api_key(client)
     failures = []
     for table in __selected_tables(client.settings.additional_tables):
         try:
             __list_page(Listing(client, table), 1, 1)
+        except SyncStoppedError:
+            raise
         except KustomerError as error:
             failures.append(f"{table.name}: {error}")
     if failures:
@@ -2910,6 +3027,8 @@ def __read_one_of_each(client: Client) -> None:
 
 
 def __search_customers(client: Client) -> None:
+    # Search refuses an invalid key and a missing role with the same status.
+    check_api_key(client)
     now = __now(client)
     try:
         __search(Search(client, CUSTOMERS, now, now), Slice(now))

@@ -1,7 +1,8 @@
 """The mock's switches for behavior that is undocumented or that Kustomer may choose."""
 
+import time
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import FrozenSet, Optional, Set
 
 from mock_server.records import TYPES
@@ -94,4 +95,4 @@ class Behaviour:
 
     def now(self) -> datetime:
         """Return the current time according to Kustomer's clock."""
-        return datetime.now(timezone.utc) + timedelta(seconds=self.clock_offset_seconds)
+        return datetime.fromtimestamp(time.time() + self.clock_offset_seconds, timezone.utc)

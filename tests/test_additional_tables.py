@@ -296,7 +296,8 @@ def test_the_setup_test_of_roles_includes_the_additional_tables():
     with mock(RECORDS) as server:
         connector.test_roles(server.configuration(additional_tables="notes,tags"))
         paths = {request.path for request in server.requests}
-    assert paths == {f"/v1/{table}" for table in [*TABLES, "notes", "tags"]}
+    tables = [*TABLES, "notes", "tags"]
+    assert paths == {"/v1/users/current", *(f"/v1/{table}" for table in tables)}
 
 
 def test_made_up_conversations_have_one_customer_one_channel_and_messages_in_order():

@@ -21,7 +21,7 @@ def short_timeouts(monkeypatch):
     parse = connector.validate_configuration
 
     def parse_with_short_timeout(configuration):
-        return dataclasses.replace(parse(configuration), request_timeout_seconds=0.5)
+        return dataclasses.replace(parse(configuration), request_timeout_seconds=0.2)
 
     monkeypatch.setattr(connector, "validate_configuration", parse_with_short_timeout)
     monkeypatch.setattr(connector, "__RESPONSE_MAX_TIMEOUTS", 2)

@@ -116,8 +116,8 @@ def test_a_sync_interrupted_again_and_again_finishes_without_loss(monkeypatch):
         auditor = Auditor(server)
         monkeypatch.setattr(connector, "op", auditor)
         syncs = 0
-        # Each sync ends after 20 requests, so only the saved cursors let the last one finish.
-        while crash_at(21, auditor, server):
+        # Each sync ends after 17 requests, so only the saved cursors let the last one finish.
+        while crash_at(18, auditor, server):
             syncs += 1
             assert syncs < 30
         assert syncs > 1
