@@ -2116,7 +2116,7 @@ __LIST_MAX_COUNT = 10_000
 # Lists deactivated users: https://developer.kustomer.com/api/users, read 2026-11-23.
 __DEACTIVATED = {"deleted": "true"}
 # If a page does not overlap the page before it, go back by this many pages: further at each
-# consecutive attempt. After the last attempt, accept a gap.
+# consecutive attempt. After the last attempt, accept this gap and all later ones.
 __LIST_STEPS_BACK = (0, 4, 32)
 # Remember this many of the last records of a list, which is more than the longest step back covers.
 __LIST_RECENT_RECORDS = 6_400
@@ -2198,7 +2198,7 @@ def __overlapping_pages(listing: Listing) -> Iterator[Page]:
         number, size = __overlapping_page(max(reached - overlap + 1, 0) if reached else 0, limit)
         page = __sized_page(listing, number, size)
         overlaps = number == 1 or len(__new_records(page, listing.recent)) < len(page.records)
-        if not overlaps and gaps < len(__LIST_STEPS_BACK):
+        if not overlaps and gaps < len(__LIST_STEPS_BACK) and not warned:
             # Many records have left the list. Go back, and overlap by more records from here on.
             overlap = min(overlap * 4, limit // 4)
             reached = max(page_start - __LIST_STEPS_BACK[gaps] * limit, 0) + overlap

@@ -1,10 +1,13 @@
 """Companies are read with search if search knows them, and otherwise from their list."""
 
+from datetime import datetime, timedelta, timezone
+
 import pytest
 
 import connector
 from mock_server import Fault, make_records
 from mock_server.behaviour import COMPANY_SEARCHES, ROLES, SEARCH_ROLE
+from mock_server.records import time_text
 from tests.expected import assert_mirrors, source_rows
 from tests.support import bare_records, even_times, mock, sync
 
@@ -102,17 +105,84 @@ def test_companies_not_updated_for_two_years_are_read_from_their_list(destinatio
     assert destination.warnings == []
 
 
-def test_if_the_search_for_companies_fails_they_are_read_from_the_list(destination):
+def delete_an_hour_ago(server, destination) -> str:
+    """Delete a company between the last two syncs, and return its id."""
+    now = datetime.now(timezone.utc)
+    gone = server.store.listed("companies")[300]
+    at = time_text(now - timedelta(hours=1))
+    server.store.change("companies", gone, deleted=True, updatedAt=at)
+    destination.state["last_sync_time"]["companies"] = time_text(now - timedelta(hours=2))
+    return gone
+
+
+@pytest.mark.parametrize("just_changed", [1, 100])
+def test_deleted_companies_are_found_if_others_have_just_changed(just_changed, destination):
     with mock(RECORDS, company_search="knows") as server:
-        # The first four requests succeed: the key, the search for customers, the first page of
-        # companies, and the search that tests whether search knows companies.
-        server.order(Fault("503", after=4, path="/v1/customers/search"))
-        sync(server, destination, retry_attempts="0")
-        assert destination.live("companies") == source_rows(server, "companies")
+        sync(server, destination)
+        gone = delete_an_hour_ago(server, destination)
+        server.behaviour.index_lag_seconds = 60.0
+        for record_id in server.store.listed("companies")[:just_changed]:
+            server.store.change("companies", record_id, name="Renamed")
+        sync(server, destination)
+        server.behaviour.index_lag_seconds = 0.0
+        server.store.settle()
+        if just_changed == 100:
+            # Search could not be tested, so the next sync has to find the deletion.
+            assert gone in destination.live("companies")
+            for record_id in server.store.listed("companies")[:2]:
+                day_ago = time_text(datetime.now(timezone.utc) - timedelta(days=1))
+                server.store.change("companies", record_id, updatedAt=day_ago)
+            sync(server, destination)
+        assert gone in destination.deleted["companies"]
+    assert len(destination.warnings) == (just_changed == 100)
+
+
+def test_deleted_companies_are_found_if_the_company_that_is_searched_for_changes(destination):
+    with mock(RECORDS, company_search="knows") as server:
+        sync(server, destination)
+        gone = delete_an_hour_ago(server, destination)
+
+        def change_it(request):
+            body = request.body or {}
+            if body.get("queryContext") == "company" and not changed:
+                low = body["and"][0]["company_updated_at"]["gte"]
+                changed.extend(i for at, i in server.store.keys("companies") if at == low)
+                server.store.change("companies", changed[0], name="Renamed")
+
+        changed: list = []
+        server.before_answer = change_it
+        sync(server, destination)
+        assert changed and gone in destination.deleted["companies"]
+        assert_mirrors(destination, server)
+    assert destination.warnings == []
+
+
+def test_the_first_sync_reads_the_list_of_companies(destination):
+    with mock(RECORDS, company_search="knows") as server:
+        sync(server, destination)
+        assert {method for method, _ in company_requests(server)} == {"GET"}
+        assert_mirrors(destination, server)
+
+
+@pytest.mark.parametrize("successful", [3, 4])
+def test_if_the_search_for_companies_fails_search_resumes_in_a_later_sync(successful, destination):
+    with mock(RECORDS, company_search="knows") as server:
+        sync(server, destination)
+        gone = delete_an_hour_ago(server, destination)
+        # These succeed: the key, the search for customers, the first page of companies, and in one
+        # of two cases the search that tests whether search knows companies.
+        already = len(server.requests)
+        server.order(Fault("503", after=already + successful, path="/v1/customers/search"))
+        for _ in range(2):
+            sync(server, destination, retry_attempts="0")
+            assert gone in destination.live("companies")
+            server.clear_faults()
+            server.order(Fault("503", path="/v1/customers/search"))
         server.clear_faults()
         sync(server, destination)
         assert_mirrors(destination, server)
-    assert [text.split(":")[0] for text in destination.warnings] == ["companies", "messages"]
+    tables = [text.split(":")[0] for text in destination.warnings]
+    assert tables == ["companies", "messages", "customers", "companies", "messages"]
 
 
 def test_get_companies_returns_every_company_if_search_does_not_know_companies():

@@ -1,6 +1,7 @@
 """Reading whole lists, with any page sizes and while records change."""
 
 import functools
+import random
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -373,3 +374,77 @@ def test_deleted_records_on_a_list_become_deleted_rows(destination):
         sync(server, destination)
         assert_mirrors(destination, server)
     assert gone in destination.deleted["companies"]
+
+
+def newest_first(server) -> None:
+    """Let the mock list companies in descending order of updatedAt."""
+    listed = server.store.listed
+
+    def reversed_list(table, deactivated=False):
+        ids = listed(table, deactivated)
+        return ids[::-1] if table == "companies" else ids
+
+    server.store.listed = reversed_list
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_page_of_records_that_moved_to_the_front_does_not_end_a_list(links, destination):
+    with mock(companies(430), shows_links=links, list_order="updated") as server:
+        newest_first(server)
+
+        def update_many(request):
+            if len(list_requests(server, "companies")) == 2 and not changed:
+                changed.extend(server.store.listed("companies")[200:320])
+                for record_id in changed:
+                    server.store.change("companies", record_id, name="Changed")
+
+        changed: list = []
+        server.before_answer = update_many
+        sync(server, destination)
+        assert changed
+        server.before_answer = None
+        sync(server, destination)
+        assert_mirrors(destination, server)
+
+
+@pytest.mark.parametrize("number", [60, 100])
+def test_a_list_that_changes_faster_than_it_is_read_ends_with_a_warning(number, destination):
+    chance = random.Random(1)
+    with mock(companies(2000), list_order="updated") as server:
+
+        def update_many(request):
+            if request.path == "/v1/companies":
+                for record_id in chance.sample(list(companies(2000)["companies"]), number):
+                    server.store.change("companies", record_id, name="Changed")
+
+        server.before_answer = update_many
+        sync(server, destination)
+        assert len(list_requests(server, "companies")) < 500
+        server.before_answer = None
+        sync(server, destination)
+        assert len(destination.live("companies")) > 1900
+    (warning,) = destination.warnings
+    assert "others may have been missed" in warning
+
+
+@pytest.mark.parametrize(("path", "number"), [("/v1/users", 30), ("/v1/companies", 100)])
+def test_a_list_without_an_end_fails_even_if_a_record_keeps_changing(path, number, destination):
+    start = datetime.now(timezone.utc)
+    with mock({}) as server:
+
+        def repeat(request, answer):
+            if request.path == path:
+                changing = start + timedelta(seconds=len(server.requests))
+                times = [changing, *[start] * (number - 1)]
+                records = [
+                    {"id": str(place), "attributes": {"updatedAt": time_text(at)}}
+                    for place, at in enumerate(times)
+                ]
+                answer = answer._replace(payload={"data": records})
+            return answer
+
+        server.rewrite = repeat
+        with pytest.raises(connector.KustomerError, match="40 pages in a row without a new"):
+            sync(server, destination, additional_tables="users")
+        assert len(server.requests) < 100
+    assert "messages" in destination.state["last_sync_time"]

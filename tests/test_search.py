@@ -451,3 +451,92 @@ def test_all_records_arrive_with_any_combination_of_links_counts_and_order(
     with mock(tied_messages(650), **rules) as server:
         sync(server, destination, **settings)
         assert_mirrors(destination, server)
+
+
+@pytest.mark.parametrize("kind", ["last_sync_time", "unfinished"])
+def test_search_finds_deletions_from_before_a_sync_that_was_not_incremental(kind, destination):
+    now = datetime.now(timezone.utc)
+    with mock(RECORDS) as server:
+        sync(server, destination)
+        gone = server.store.listed("customers")[0]
+        deleted_at = time_text(now - timedelta(hours=1))
+        server.store.change("customers", gone, deleted=True, updatedAt=deleted_at)
+        destination.state[kind]["customers"] = cursor = time_text(now - timedelta(hours=2))
+        sync(server, destination, enable_incremental_sync="false")
+        # A list does not show what was deleted.
+        assert gone in destination.live("customers")
+        assert destination.state["unfinished"]["customers"] == cursor
+        sync(server, destination)
+        assert_mirrors(destination, server)
+    assert destination.state["unfinished"] == {} and not destination.warnings
+
+
+@pytest.mark.parametrize("sorts", [True, False])
+@pytest.mark.parametrize("swapped", [(25, 85), (0, 119), (30, 45)])
+def test_no_record_is_missed_if_the_order_of_a_tie_differs_between_requests(
+    swapped, sorts, destination
+):
+    contexts = frozenset({"customer", "message"} if sorts else {"customer"})
+    with mock(tied_messages(120), sort_contexts=contexts) as server:
+        tied = [key[1] for key in server.store.keys("messages") if key[0] == time_text(TIED)]
+        swapped_ids = list(tied)
+        first, second = swapped
+        swapped_ids[first], swapped_ids[second] = tied[second], tied[first]
+        asked: list = []
+
+        def serve_from_another_copy(request, answer):
+            bounds = request.body["and"] if request.body else []
+            if len(bounds) == 2 and answer.payload["meta"]["total"] == 120:
+                asked.append(request)
+                ids = swapped_ids if len(asked) % 2 else tied
+                page = int(request.params["page"])
+                records = server.store.records("messages")
+                data = [records[i] for i in ids[20 * (page - 1) : 20 * page]]
+                answer.payload["data"] = data
+            return answer
+
+        server.rewrite = serve_from_another_copy
+        sync(server, destination, max_records_per_page="20")
+        assert len(asked) > 1
+        assert_mirrors(destination, server)
+
+
+@pytest.mark.parametrize("counted", [20, 21, 40])
+def test_no_record_is_missed_if_the_count_of_a_tie_is_too_low(counted, destination):
+    with mock(tied_messages(120), sort_contexts=frozenset({"customer"})) as server:
+
+        def count_less(request, answer):
+            if request.method == "POST":
+                meta = answer.payload["meta"]
+                meta["total"] = min(meta["total"], counted)
+            return answer
+
+        server.rewrite = count_less
+        sync(server, destination, max_records_per_page="20")
+        assert_mirrors(destination, server)
+    (warning,) = destination.warnings
+    assert "search counts fewer records than share one updatedAt" in warning
+
+
+def test_without_links_no_record_is_missed_if_one_moves_to_the_first_page(destination):
+    start = datetime.now(timezone.utc) - timedelta(days=5)
+    times = [start + timedelta(milliseconds=40 * n, days=n // 21) for n in range(41)]
+    rules = {"shows_links": False, "sort_contexts": frozenset({"message"})}
+    with mock(bare_records("customers", times), **rules) as server:
+
+        def update_one_of_21(request):
+            if request.method != "POST" or request.params["page"] != "2" or changed:
+                return
+            bounds = [next(iter(bound.values())) for bound in request.body["and"]]
+            if len(bounds) == 2:
+                low, high = bounds[0]["gte"], bounds[1]["lt"]
+                found = [i for at, i in server.store.keys("customers") if low <= at < high]
+                if len(found) == 21:
+                    changed.append(found[0])
+                    server.store.change("customers", found[0], name="Changed")
+
+        changed: list = []
+        server.before_answer = update_one_of_21
+        sync(server, destination, max_records_per_page="20")
+        assert changed
+        assert_mirrors(destination, server)
