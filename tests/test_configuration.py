@@ -82,6 +82,7 @@ def test_a_key_with_spaces_or_control_characters_is_rejected_and_not_shown(key):
 def test_numbers_are_accepted_only_within_their_range(name, lowest, highest):
     assert getattr(settings(**{name: str(lowest)}), name) == lowest
     assert getattr(settings(**{name: f" {highest} "}), name) == highest
+    assert getattr(settings(**{name: f"\x1c{highest}\n"}), name) == highest
     for wrong in (str(lowest - 1), str(highest + 1), "1.5", "ten", "1_0", "٣", "9" * 5000):
         message = message_of(**{name: wrong})
         assert f" must be a whole number from {lowest} to {highest}." in message
@@ -110,7 +111,7 @@ def test_a_key_pasted_into_another_setting_is_not_shown():
     assert "secret" not in message_of(base_url="https://user:secret@evil.example")
 
 
-@pytest.mark.parametrize("wrong", [["x"], {"a": "b"}])
+@pytest.mark.parametrize("wrong", [["x"], {"a": "b"}, 5, True, 1.5])
 def test_a_value_that_is_not_a_string_is_rejected(wrong):
     for setting in connector.SETTINGS:
         assert f"{setting.name}: " in message_of(**{setting.name: wrong})
@@ -157,6 +158,7 @@ def test_base_url_can_name_a_region_an_organization_or_the_mock(given, origin):
         "localhost",
         "https://ápi.kustomerapp.com",
         "https://[::1",
+        "a" * 64,
     ],
 )
 def test_other_hosts_are_rejected_as_base_url(given):
@@ -168,6 +170,20 @@ def test_the_warning_about_an_unknown_setting_suggests_the_most_similar_one(dest
         sync(server, destination, retry_atempts="3")
     (warning,) = destination.warnings
     assert warning == "Unknown setting 'retry_atempts'. Did you mean 'retry_attempts'?"
+
+
+def test_the_warning_about_an_unknown_setting_lists_the_settings_if_none_is_similar(destination):
+    with mock({}) as server:
+        sync(server, destination, colour="red")
+    (warning,) = destination.warnings
+    assert warning.startswith("Unknown setting 'colour'. The settings are api_key, base_url, ")
+
+
+def test_a_key_in_the_place_of_a_settings_name_is_not_shown(destination):
+    with mock({}) as server:
+        sync(server, destination, **{KEY: ""})
+    (warning,) = destination.warnings
+    assert warning.startswith("Unknown setting with an invalid name. ")
 
 
 def test_an_invalid_configuration_fails_before_the_first_request(destination):

@@ -23,6 +23,7 @@ SOON_SECONDS = 40
 TAKE_ONE_ROW = """
 rows = connector.get_messages(configuration["api_key"], None, configuration)
 print(next(rows)["id"], flush=True)
+sys.stdin.readline()
 """
 FAIL_AFTER_ONE_ROW = TAKE_ONE_ROW + "raise RuntimeError('an error of the script')\n"
 EXIT_ON_SIGTERM = """
@@ -42,6 +43,7 @@ def start_script(server, script: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", start + script, configuration],
         cwd=PROJECT,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -66,7 +68,8 @@ def test_a_script_that_takes_only_one_row_does_not_wait_for_other_requests(scrip
         server.order(Fault("429", after=5, path="/search", headers=LONG_WAIT))
         process = start_script(server, script)
         try:
-            output, _ = process.communicate(timeout=SOON_SECONDS)
+            wait_for_requests(server, 6)
+            output, _ = process.communicate("go on\n", timeout=SOON_SECONDS)
         finally:
             process.kill()
             process.communicate()
@@ -102,9 +105,7 @@ def test_ctrl_c_ends_fivetran_debug_with_one_line_and_no_other_request(fault, tm
         server.order(fault)
         project = Project(tmp_path, server, max_records_per_page="50")
         with fivetran_process(*project.command, environment=project.environment) as process:
-            reader = threading.Thread(target=wait_for_requests, args=(server, 6))
-            reader.start()
-            reader.join()
+            wait_for_requests(server, 6)
             process.send_signal(signal.SIGINT)
             output, _ = process.communicate(timeout=SOON_SECONDS)
     assert "Stopped. The next sync resumes from the last checkpoint." in output

@@ -89,3 +89,28 @@ def test_lists_do_not_wait_if_responses_report_no_valid_limit(headers, destinati
         sync(server, destination)
         assert_mirrors(destination, server)
     assert clock == []
+
+
+@pytest.mark.parametrize("remaining", ["0", "-5"])
+def test_lists_wait_if_nothing_is_left_of_the_limit(remaining, destination, clock):
+    headers = {"x-ratelimit-limit": "1000", "x-ratelimit-remaining": remaining}
+    with mock(RECORDS) as server:
+        server.rewrite = lambda request, answer: answer._replace(headers=headers)
+        sync(server, destination)
+        lists = [request for request in server.requests if request.method == "GET"]
+    assert clock == [5] * (len(lists) - 1)
+
+
+def test_retries_of_a_list_wait_like_its_first_request(destination, clock, monkeypatch):
+    headers = {"x-ratelimit-limit": "1000", "x-ratelimit-remaining": "0", "x-ratelimit-reset": "7"}
+    monkeypatch.setattr(connector, "__backoff_seconds", lambda _failures: 0.0)
+    with mock(RECORDS) as server:
+
+        def fail(request, answer):
+            is_list = request.path == "/v1/companies"
+            return answer._replace(status=500, headers=headers) if is_list else answer
+
+        server.rewrite = fail
+        with pytest.raises(connector.KustomerError):
+            sync(server, destination, retry_attempts="3")
+    assert [seconds for seconds in clock if seconds] == [7] * 4

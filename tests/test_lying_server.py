@@ -3,6 +3,7 @@
 import copy
 from datetime import datetime, timedelta, timezone
 
+import orjson
 import pytest
 
 import connector
@@ -274,3 +275,16 @@ def test_a_response_that_is_not_json_is_an_error_after_all_retries(body, destina
         server.order(Fault("html"))
         with pytest.raises(connector.KustomerError, match="not a JSON object"):
             sync(server, destination)
+
+
+def test_an_absurd_total_costs_no_record(destination):
+    with mock(RECORDS) as server:
+
+        def count_too_many(request, answer):
+            if "total" in answer.payload.get("meta", {}):
+                answer.payload["meta"]["total"] = orjson.Fragment("1" * 321)
+            return answer
+
+        server.rewrite = count_too_many
+        sync(server, destination, max_records_per_page="20")
+        assert_mirrors(destination, server)

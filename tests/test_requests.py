@@ -1,8 +1,10 @@
 """Single requests: waits, retries and error messages."""
 
 import dataclasses
+import errno
 import socket
 import ssl
+import threading
 import time
 from email.utils import formatdate
 
@@ -10,7 +12,8 @@ import pytest
 
 import connector
 from mock_server import Fault
-from tests.support import mock
+from tests.expected import assert_mirrors
+from tests.support import bare_records, even_times, mock, sync
 
 PATH = "/v1/companies"
 
@@ -122,6 +125,7 @@ NOW = 1_790_000_000.0
         ({"Retry-After": "25", "x-ratelimit-reset": "40"}, 25),
         ({"Retry-After": formatdate(NOW + 30, usegmt=True)}, 30),
         ({"Retry-After": "rubbish", "x-ratelimit-reset": "40"}, 40),
+        ({"Retry-After": "0", "x-ratelimit-reset": "40"}, 40),
         ({"x-ratelimit-reset": str(int(NOW) + 100_000)}, 120),
         ({"Retry-After": "999999"}, 120),
     ],
@@ -164,6 +168,93 @@ def test_waiting_for_the_rate_limit_ends_after_15_minutes_in_total(waits):
         message = failure_of(server)
     assert f"GET {PATH} returned 429" in message
     assert 900 <= sum(waits) <= 900 + 105
+
+
+def test_all_readers_together_wait_at_most_15_minutes_for_the_rate_limit(destination, waits):
+    with mock(bare_records("messages", even_times(3000))) as server:
+        server.order(Fault("429", after=8, path="/search", headers={"Retry-After": "100"}))
+        with pytest.raises(connector.SyncStoppedError, match="429 .rate limit. for 15 minutes"):
+            sync(server, destination, max_records_per_page="100")
+    assert 900 <= sum(waits) <= 900 + 105
+
+
+def test_the_backoff_without_a_reset_grows_until_a_request_succeeds(destination, monkeypatch):
+    clock, waited = [time.time()], []
+
+    def wait(_client, seconds, _reason):
+        waited.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(connector.time, "time", lambda: clock[0])
+    monkeypatch.setattr(connector, "__wait", wait)
+    monkeypatch.setattr(connector.random, "uniform", lambda low, high: high)
+    rules = {"search_limit": 20, "window_seconds": 60.0, "rate_limit_reset": "absent"}
+    with mock(bare_records("messages", even_times(1000)), **rules) as server:
+        sync(server, destination, max_records_per_page="20")
+        assert_mirrors(destination, server)
+        refused = [e for e in server.exchanges if e.outcome == "429"]
+    windows = waited.count(1.0)
+    # 1 + 2 + 4 + 8 + 16 + 32 seconds are longer than a window.
+    assert windows >= 2 and set(waited) <= {1.0, 2.0, 4.0, 8.0, 16.0, 32.0}
+    # Each of four readers may be refused before and after each of the waits.
+    assert len(refused) <= windows * 4 * (1 + 6)
+
+
+@pytest.mark.parametrize("offset", [-300.0, 300.0])
+def test_the_reset_is_compared_with_the_clock_of_the_server(offset, waits):
+    rules = {"org_limit": 1, "window_seconds": 60.0, "clock_offset_seconds": offset}
+    with mock({}, **rules) as server:
+        send(server)
+        with pytest.raises(connector.SyncStoppedError):
+            send(server)
+    assert all(30 < wait < 70 for wait in waits)
+
+
+def test_a_response_that_is_too_large_for_the_memory_fails(monkeypatch):
+    monkeypatch.setattr(connector, "__RESPONSE_MAX_BYTES", 500_000)
+    with mock({}) as server:
+        server.rewrite = lambda request, answer: answer._replace(payload={"data": ["x" * 10**6]})
+        message = failure_of(server, retry_attempts="0")
+    assert "failed: a response of more than 500000 bytes." in message
+    assert "decrease max_records_per_page" in message
+
+
+def raw_server(response: bytes) -> str:
+    """Return the address of a server that sends these bytes to its first client."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with listener, listener.accept()[0] as connection:
+            connection.recv(65536)
+            connection.sendall(response)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"HTTP/1.1 302 F\r\nLocation: /caf\xe9\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 302 F\r\nLocation: http://[\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n{}",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nContent-Encoding: gzip\r\n\r\nnot gzip!",
+        b"not HTTP",
+    ],
+    ids=["location with another encoding", "invalid location", "chunk", "gzip", "other protocol"],
+)
+def test_a_response_that_is_not_valid_http_is_an_error_of_the_connector(response):
+    configuration = {"base_url": raw_server(response), "retry_attempts": "0"}
+    with pytest.raises(connector.KustomerError, match=f"GET {PATH} failed: 127.0.0.1: the "):
+        connector.execute_api_request(PATH, "key", {}, configuration)
+
+
+@pytest.mark.parametrize("body", [b"", b'{"message":"Unauthorized"}'])
+def test_a_refusal_without_an_error_from_kustomer_names_the_key_as_a_possible_cause(body):
+    response = b"HTTP/1.1 401 X\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    configuration = {"base_url": raw_server(response), "retry_attempts": "0"}
+    with pytest.raises(connector.KustomerError, match="the API key is invalid or lacks a role"):
+        connector.execute_api_request(PATH, "key", {}, configuration)
 
 
 def test_rate_limits_do_not_use_up_retries():
@@ -226,6 +317,11 @@ def test_a_response_that_is_sent_byte_by_byte_fails_within_ten_timeouts():
             "the host name was not found",
         ),
         ("https://x.api.kustomerapp.com", ConnectionRefusedError(), "the connection was refused"),
+        (
+            "https://x.api.kustomerapp.com",
+            OSError(errno.ENETUNREACH, "unreachable"),
+            "the host could not be reached",
+        ),
         (
             "https://x.api.kustomerapp.com",
             ssl.SSLCertVerificationError("self-signed"),

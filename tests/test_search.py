@@ -141,7 +141,7 @@ def test_without_the_search_role_all_rows_arrive_with_one_warning_per_table(dest
         destination.__init__()
 
 
-@pytest.mark.parametrize("status", [400, 404, 405, 422])
+@pytest.mark.parametrize("status", [400, 402, 404, 405, 409, 410, 413, 422, 451])
 def test_a_search_that_is_refused_is_replaced_by_the_list(status, destination):
     with mock(RECORDS) as server:
         server.rewrite = lambda request, answer: (

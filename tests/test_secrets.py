@@ -11,7 +11,7 @@ from mock_server.behaviour import ROLES, Behaviour
 from tests.project import Project
 from tests.support import mock, sync
 
-KEY = "eyJhbGciOiJIUzI1NiJ9.secret-part.signature"
+KEY = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiI1In0.c2VjcmV0LXNpZ25hdHVyZQ"
 RECORDS = make_records(customers=50, companies=10, brands=2, messages=60)
 
 
@@ -61,6 +61,21 @@ def failures_by_name() -> dict:
         server, "rewrite", lambda request, answer: answer._replace(payload={"data": KEY})
     )
     return ways
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [KEY[:-1], KEY.split(".")[2], KEY.replace(".", "%2E"), f"x{KEY}y"],
+    ids=["all but the last character", "signature", "encoded", "whole"],
+)
+def test_a_part_of_the_key_that_kustomer_repeats_is_not_shown(repeated, destination):
+    with mock(RECORDS) as server:
+        server.rewrite = lambda request, answer: answer._replace(
+            status=401, payload={"errors": [{"title": f"Invalid token {repeated}"}]}
+        )
+        with pytest.raises(connector.SyncStoppedError, match="Invalid token") as raised:
+            sync(server, destination, api_key=KEY)
+    assert not any(part in str(raised.value) for part in KEY.split("."))
 
 
 @pytest.mark.parametrize("way", failures_by_name())

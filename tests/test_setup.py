@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import connector
-from mock_server import make_records
+from mock_server import Fault, make_records
 from mock_server.behaviour import ROLES, SEARCH_ROLE
 from mock_server.fivetran import run_fivetran
 from tests.project import PROJECT
@@ -168,3 +168,39 @@ def test_syncs_and_setup_tests_send_the_same_user_agent(destination):
         agents = {request.headers["User-Agent"] for request in server.requests}
         sync(server, destination)
         assert agents == {request.headers["User-Agent"] for request in server.requests}
+
+
+def failure_of(result) -> str:
+    return getattr(result, "failure", "") or ""
+
+
+@pytest.mark.parametrize("name", ["test_api_key", "test_roles", "test_search"])
+def test_a_setup_test_waits_only_about_a_minute_for_the_rate_limit(name, waits):
+    with mock(RECORDS) as server:
+        server.order(Fault("429", headers={"Retry-After": "60"}))
+        result = getattr(connector, name)(server.configuration(additional_tables="all"))
+    assert "returned 429 (rate limit) for 1 minutes" in failure_of(result)
+    assert 60 <= sum(waits) <= 63
+
+
+@pytest.mark.parametrize("name", ["test_api_key", "test_roles", "test_search"])
+def test_an_invalid_key_is_reported_once_by_each_setup_test(name):
+    with mock(RECORDS) as server:
+        result = getattr(connector, name)(server.configuration(api_key="other"))
+    assert failure_of(result).count("refused the key with 401") == 1
+
+
+def test_if_no_address_exists_the_setup_test_of_roles_says_to_check_base_url():
+    with mock(RECORDS) as server:
+        server.rewrite = lambda request, answer: answer._replace(status=404, payload=None)
+        result = connector.test_roles(server.configuration())
+    assert "was refused with 404: no such address; check base_url" in failure_of(result)
+
+
+def test_the_setup_test_of_the_configuration_warns_about_unknown_settings(capsys):
+    with mock(RECORDS) as server:
+        result = connector.test_configuration(server.configuration(initial_sync_day="30"))
+    assert not failure_of(result)
+    assert "Unknown setting 'initial_sync_day'. Did you mean 'initial_sync_days'?" in (
+        capsys.readouterr().out
+    )

@@ -411,3 +411,15 @@ def test_the_summary_counts_upserted_and_deleted_rows_separately(destination, ca
         sync(server, destination)
     assert len(destination.live("customers")) == 13
     assert "customers: 13 rows upserted, 2 deleted, " in capsys.readouterr().out
+
+
+def test_the_summary_includes_tables_that_failed(destination, capsys):
+    records = bare_records("companies", even_times(450))
+    with mock(records) as server:
+        # These succeed: the key, the search for customers and two pages of the list.
+        server.order(Fault("500", after=4, path="/v1/companies"))
+        with pytest.raises(connector.KustomerError, match="companies: "):
+            sync(server, destination, retry_attempts="0")
+        number, rows = len(server.requests), len(destination.delivered)
+    (summary,) = [line for line in capsys.readouterr().out.splitlines() if "upserted" in line][-1:]
+    assert rows > 100 and f"{rows} rows upserted, 0 deleted, {number} requests" in summary
