@@ -41,7 +41,8 @@ $(foreach name,CONNECTION DESTINATION LOCAL QUERY WAREHOUSE,\
 export PATH := $(PATH):$(CURDIR)/$(BIN)
 export CONNECTION DESTINATION LOCAL LOCKED QUERY QUICK WAREHOUSE
 
-.PHONY: demo test lint bench check sync sql package deploy clean ready has-configuration another-python
+.PHONY: demo test lint bench check sync sql package deploy clean
+.PHONY: ready set-up has-configuration another-python
 
 demo: ready
 	@$(BIN)/python -m mock_server.demo
@@ -96,12 +97,17 @@ has-configuration: ready
 		"$$LOCAL/configuration.json is not valid JSON; the line above says where." >&2; exit 1; }
 	@cmp -s connector.py "$$LOCAL/connector.py" || cp connector.py "$$LOCAL"
 
+# Setting up takes a lock and two Pythons, so it is only asked for if something is missing.
 ready:
+	@MAKEFLAGS= $(MAKE) -qs PYTHON="$(PYTHON)" $(READY) 2>/dev/null \
+	|| MAKEFLAGS= $(MAKE) -s PYTHON="$(PYTHON)" set-up
+
+set-up:
 	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) was not found. Install Python 3.10" \
 		"or later, or name one with make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	|| { echo "$(PYTHON) is older than Python 3.10; use make PYTHON=..." >&2; exit 1; }
-	@MAKEFLAGS= $(PYTHON) -c "$$LOCKED" $(MAKE) -s PYTHON="$(PYTHON)" $(READY)
+	@$(PYTHON) -c "$$LOCKED" $(MAKE) -s PYTHON="$(PYTHON)" $(READY)
 
 # The make that runs this recipe holds the lock, so its check for another Python is up to date.
 $(READY): requirements.txt Makefile $(ANOTHER_PYTHON)

@@ -18,6 +18,11 @@ settings.load_profile("quick")
 gc.set_threshold(*gc.get_threshold()[:2], 1000)
 
 
+def pytest_collection_modifyitems(items: list) -> None:
+    """Run the longest tests first, so that none of them is left alone at the end."""
+    items.sort(key=lambda item: "make" not in item.fixturenames)
+
+
 def pytest_sessionfinish() -> None:
     """Exempt those records from the full collections that pytest ends with."""
     gc.freeze()

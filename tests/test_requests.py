@@ -175,7 +175,8 @@ def test_all_readers_together_wait_at_most_15_minutes_for_the_rate_limit(destina
         server.order(Fault("429", after=8, path="/search", headers={"Retry-After": "100"}))
         with pytest.raises(connector.SyncStoppedError, match="429 .rate limit. for 15 minutes"):
             sync(server, destination, max_records_per_page="100")
-    assert 900 <= sum(waits) <= 900 + 105
+    # A response that arrives during the first wait starts the count again.
+    assert 900 <= sum(waits) <= 900 + 2 * 105
 
 
 def test_the_backoff_without_a_reset_grows_until_a_request_succeeds(destination, monkeypatch):
