@@ -22,11 +22,11 @@ WAREHOUSE = FOLDER / "files" / "warehouse.db"
 _WIDTH = 100
 _MIRRORED = "brands, users, teams and tags"
 _RECORDS = {
-    "customers": 1000,
+    "customers": 600,
     "companies": 120,
     "brands": 4,
-    "messages": 4000,
-    "notes": 300,
+    "messages": 2500,
+    "notes": 200,
     "users": 12,
     "teams": 3,
     "tags": 8,
@@ -35,7 +35,7 @@ _CHARTS = {
     "Messages per day by channel": """
         pivot (
           select created_at::date as date, strftime(created_at, '%a %d %b') as day, channel,
-                 rpad(bar(count(*), 0, 30, 8), 9, ' ') || count(*) as drawn
+                 rpad(bar(count(*), 0, 20, 8), 9, ' ') || count(*) as drawn
           from tester.messages
           where created_at >= (select max(created_at) from tester.messages) - interval 6 day
           group by all
