@@ -800,7 +800,8 @@ def __parse_origin(text: str) -> str:
     problem = ValueError(
         "is not allowed; use https://api.kustomerapp.com (US), https://api.prod2.kustomerapp.com "
         "(EU), https://api.prod4.kustomerapp.com (India), or your organization's name or its "
-        f"address on {__KUSTOMER_DOMAIN}. The key is never sent to any other host"
+        f"address on {__KUSTOMER_DOMAIN} (or http://127.0.0.1:PORT for the mock). The key is never "
+        "sent to any other host"
     )
     if re.fullmatch(r"[A-Za-z0-9-]+", text) and text.lower() != "localhost":
         text = f"{text}.{__KUSTOMER_DOMAIN}"
@@ -2370,6 +2371,7 @@ __UTILIZATION_WAIT_SECONDS = 5.0
 # it is at least the second value, and otherwise in seconds from now.
 __EPOCH_MILLISECONDS_FROM = 1e11
 __EPOCH_SECONDS_FROM = 1e8
+__CLOCK_TOLERANCE_SECONDS = 2.0
 # A response must be complete within this many request timeouts.
 __RESPONSE_MAX_TIMEOUTS = 10
 # A page of records has a few megabytes. Fivetran gives a connector about 1 GB of memory.
@@ -2787,12 +2789,11 @@ def __wait_for_utilization(client: Client, purpose: str) -> None:
 
 
 def __seconds_until_reset(headers) -> float | None:
-    """Return how many seconds a response asks to wait, or None if it does not say.
-
-    Times are compared with the server's clock, because this machine's may differ.
-    """
-    date = __header_date(headers.get("Date"))
-    now = date.timestamp() if date else time.time()
+    """Return how many seconds a response asks to wait, or None if it does not say."""
+    now, date = time.time(), __header_date(headers.get("Date"))
+    # If the clocks differ, the server's own counts. It is only given in whole seconds.
+    if date and abs(date.timestamp() - now) > __CLOCK_TOLERANCE_SECONDS:
+        now = date.timestamp()
     retry_after = headers.get("Retry-After")
     retry_date = __header_date(retry_after)
     reset = __header_number(headers.get("x-ratelimit-reset"))
