@@ -48,7 +48,7 @@ from fivetran_connector_sdk import ConfigurationForm, Connector, Test, form_fiel
 from fivetran_connector_sdk import Logging as log
 from fivetran_connector_sdk import Operations as op
 
-VERSION = "1.2.0"
+VERSION = "1.3.0"
 
 
 class KustomerError(Exception):
