@@ -5,6 +5,7 @@ environment, it takes only the fast measurements and lists the ones that it leav
 """
 
 import contextlib
+import gc
 import json
 import math
 import os
@@ -143,10 +144,15 @@ def cpu_figures() -> Iterator[Figure]:
         bodies = [r.content for r in first.responses if r.request.method == "POST"]
 
         def parse_alone() -> float:
+            # The garbage collector takes as long as json.loads, or twice as long, depending on
+            # what else is in memory.
+            gc.disable()
             started = time.process_time()
             for body in bodies:
                 json.loads(body)
-            return time.process_time() - started
+            seconds = time.process_time() - started
+            gc.enable()
+            return seconds
 
         # The minimum of alternating runs, because other load on the machine only adds time.
         pairs = [
@@ -154,7 +160,7 @@ def cpu_figures() -> Iterator[Figure]:
             for _ in range(_RUNS)
         ]
     ratio = min(whole for whole, _ in pairs) / min(alone for _, alone in pairs)
-    yield Figure("CPU of a sync / of json.loads alone", f"{ratio:.2f}", "<= 3.0", ratio <= 3.0)
+    yield Figure("CPU of a sync / of json.loads alone", f"{ratio:.2f}", "<= 5.5", ratio <= 5.5)
     for context in ("customer", "message"):
         searches = first.searches(context)
         most = most_searches(number)
