@@ -2734,8 +2734,9 @@ def __handle_rate_limit(client: Client, request: str, headers, purpose: str) -> 
     Raises SyncStoppedError if the client has already waited for the maximum time.
     """
     if client.limited_seconds >= client.limited_seconds_max:
+        minutes = pluralize(round(client.limited_seconds / 60), "minute")
         raise SyncStoppedError(
-            f"{request} returned 429 (rate limit) for {client.limited_seconds / 60:.0f} minutes. "
+            f"{request} returned 429 (rate limit) for {minutes}. "
             "Other apps may be using the organization's rate limit. Try again later; a sync then "
             "resumes from its last checkpoint."
         )

@@ -10,7 +10,7 @@ import connector
 from mock_server.behaviour import CONTEXTS, ROLES, SEARCH_ROLE
 from tests.expected import source_rows
 from tests.support import Destination, mock, sync
-from tests.test_moving_source import MOVES, TABLES, move, records_with_ties
+from tests.test_changing_records import MOVES, TABLES, move, records_with_ties
 
 BEHAVIOURS = st.fixed_dictionaries(
     {

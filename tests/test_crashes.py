@@ -71,16 +71,6 @@ def crash_at(number: int, auditor: Auditor, server) -> bool:
     return False
 
 
-def requests_of_both_syncs() -> tuple:
-    with mock(RECORDS) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(connector, "op", Destination())
-        sync(server, connector.op, **PAGE)
-        first = len(server.requests)
-        change_some(server)
-        sync(server, connector.op, **PAGE)
-        return first, len(server.requests) - first
-
-
 def test_a_first_sync_interrupted_at_any_request_resumes_without_loss(monkeypatch):
     number, reached = 0, True
     while reached:
