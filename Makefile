@@ -90,11 +90,14 @@ clean:
 	rm -rf __pycache__ mock_server/__pycache__ tests/__pycache__
 
 has-configuration: ready
+	@! git rev-parse >/dev/null 2>&1 || git check-ignore -q "$$LOCAL/configuration.json" \
+	|| echo "Warning: git does not ignore $$LOCAL. Use a folder whose name begins with local." >&2
 	@test -f "$$LOCAL/configuration.json" || { echo "There is no file" \
 		"$$LOCAL/configuration.json. Copy configuration.json there and put the key into the" \
 		"copy, or name another folder with LOCAL=..." >&2; exit 1; }
 	@$(BIN)/python -m json.tool "$$LOCAL/configuration.json" /dev/null || { echo \
-		"$$LOCAL/configuration.json is not valid JSON; the line above says where." >&2; exit 1; }
+		"$$LOCAL/configuration.json is not valid JSON in UTF-8 without a byte order mark; the" \
+		"line above says where." >&2; exit 1; }
 	@cmp -s connector.py "$$LOCAL/connector.py" || cp connector.py "$$LOCAL"
 
 # Setting up takes a lock and two Pythons, so it is only asked for if something is missing.

@@ -92,7 +92,10 @@ def mock(*options: str, **counts: int) -> Iterator[dict]:
     numbers.update(counts)
     sizes = [word for table, number in numbers.items() for word in (f"--{table}", str(number))]
     command = [sys.executable, "-m", "mock_server", "--same-moment", "0", *sizes, *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # In a session of its own, so that Ctrl-C reaches this process only, which ends the mock.
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         try:
             words = process.stdout.readline().split()
             yield {"base_url": words[3], "api_key": words[7].rstrip(":")}
@@ -433,7 +436,10 @@ if __name__ == "__main__":
         # The mocks end with this process only if it is not killed.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
-            sys.exit(main())
-        except KeyboardInterrupt:
+            code = main()
+        except (KeyboardInterrupt, SystemExit) as end:
+            # During a sync, the connector turns Ctrl-C into SystemExit with a message.
             print("\nStopped.", file=sys.stderr)
-            sys.exit(130)
+            code = getattr(end, "code", None)
+            code = code if isinstance(code, int) else 128 + signal.SIGINT
+        sys.exit(code)

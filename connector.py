@@ -989,6 +989,8 @@ def validate_configuration(configuration: dict | None) -> Settings:
         except ValueError as error:
             problems.append(str(error))
     if problems:
+        # A setting may be missing because its name is misspelt.
+        problems += __unknown_settings(given)
         raise ValueError("The configuration is invalid. " + " ".join(problems))
     return Settings(**values)
 
@@ -1022,16 +1024,17 @@ def __converted_value(setting: Setting, value):
 
 def __safe_to_show(setting: Setting, value, api_key) -> str:
     """Return the part of a rejected value that is safe to show in an error message."""
-    shown = str(value)
+    shown = value if isinstance(value, str) else json.dumps(value)
     may_be_key = setting is __API_KEY or "eyJ" in shown or "@" in shown
     if may_be_key or (api_key and str(api_key) in shown) or isinstance(value, (dict, list)):
         return ""
     if len(shown) > __SHOWN_VALUE_MAX_CHARACTERS:
         return f"a value of {len(shown)} characters "
-    return f"{shown!r} "
+    return f"{shown!r} " if isinstance(value, str) else f"{shown} "
 
 
-def __warn_of_unknown_keys(configuration: dict, warn: Callable[[str], None]) -> None:
+def __unknown_settings(configuration: dict) -> Iterator[str]:
+    """Yield a sentence about each key of a configuration that is not a setting."""
     names = [setting.name for setting in SETTINGS]
     for key in configuration:
         if key in names:
@@ -1040,7 +1043,7 @@ def __warn_of_unknown_keys(configuration: dict, warn: Callable[[str], None]) -> 
         shown = repr(key) if re.fullmatch(r"[\w -]{1,40}", str(key)) else "with an invalid name"
         near = difflib.get_close_matches(str(key), names, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"The settings are {', '.join(names)}."
-        warn(f"Unknown setting {shown}. {hint}")
+        yield f"Unknown setting {shown}. {hint}"
 
 
 # --------------------------------------------------------------------------------------------
@@ -1105,7 +1108,8 @@ def update(configuration: dict, state: dict) -> None:
     """
     settings = validate_configuration(configuration)
     saved = read_state(state, __warn_user)
-    __warn_of_unknown_keys(configuration, __warn_user)
+    for warning in __unknown_settings(configuration):
+        __warn_user(warning)
     tables = __selected_tables(settings.additional_tables)
     due = {table: __next_read(table, saved, settings) for table in tables}
     __log(log.info, __plan(due, saved, settings))
@@ -2980,9 +2984,11 @@ def __form_field(setting: Setting):
 
 def test_configuration(configuration: dict):
     """Setup test: every setting is valid. An unknown setting is a warning in the log."""
-    return __run_setup_test(
-        configuration, lambda client: __warn_of_unknown_keys(configuration, client.warn)
-    )
+
+    def warn_of_unknown_settings(client: Client) -> None:
+        client.warnings.extend(__unknown_settings(configuration))
+
+    return __run_setup_test(configuration, warn_of_unknown_settings)
 
 
 def test_api_key(configuration: dict):

@@ -114,7 +114,10 @@ def test_a_key_pasted_into_another_setting_is_not_shown():
 @pytest.mark.parametrize("wrong", [["x"], {"a": "b"}, 5, True, 1.5])
 def test_a_value_that_is_not_a_string_is_rejected(wrong):
     for setting in connector.SETTINGS:
-        assert f"{setting.name}: " in message_of(**{setting.name: wrong})
+        message = message_of(**{setting.name: wrong})
+        assert f"{setting.name}: " in message
+        assert "must be a JSON string, in double quotes." in message
+        assert "'" not in message
 
 
 @pytest.mark.parametrize(
@@ -177,6 +180,11 @@ def test_the_warning_about_an_unknown_setting_lists_the_settings_if_none_is_simi
         sync(server, destination, colour="red")
     (warning,) = destination.warnings
     assert warning.startswith("Unknown setting 'colour'. The settings are api_key, base_url, ")
+
+
+def test_an_error_about_a_missing_setting_also_names_a_similar_unknown_one(destination):
+    with pytest.raises(ValueError, match="Unknown setting 'apikey'. Did you mean 'api_key'?"):
+        connector.update({"apikey": KEY}, {})
 
 
 def test_a_key_in_the_place_of_a_settings_name_is_not_shown(destination):

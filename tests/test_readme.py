@@ -118,8 +118,10 @@ def failures() -> list:
 WRONG_SETTINGS = [
     {"api_key": ""},
     {"api_key": "Bearer k"},
+    {"retry_attempts": 3},
     {"retry_attempts": "11"},
     {"enable_debug_logging": "maybe"},
+    {"additional_tables": "orders"},
     {"base_url": "https://example.com"},
 ]
 
@@ -323,6 +325,7 @@ def test_the_newest_version_in_the_changelog_is_the_version_of_the_connector():
         ("local/configuration.json", True),
         ("local/configuration.json~", True),
         ("local-eu/configuration.json", True),
+        ("local.json", True),
         ("configuration.local.json", True),
         ("configuration.json.bak", True),
         ("destination.json", True),
