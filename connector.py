@@ -605,7 +605,8 @@ def get_customers(
         last_sync_time: the ISO time of the last sync, or None for a first sync, which goes back
             `initial_sync_days`. Changes in the ten minutes before this time are read again.
         configuration: the connector's configuration. Missing settings have their defaults.
-        client: the client of a running sync. By default, a new client is opened.
+        client: the client of a running sync. By default, a new client is opened. Closing the rows
+            before their end also ends all other requests of the client.
 
     Returns:
         An iterator of rows. Each row is a dict with a value or None for every column. A record
@@ -1577,7 +1578,8 @@ def __search_covers(
             raise
         except SearchUnusableError:
             return False
-        if not times.keys().isdisjoint(map(__record_id, found.records)):
+        # If more were updated in this millisecond than fit on a page, it need not be among them.
+        if found.more or not times.keys().isdisjoint(map(__record_id, found.records)):
             return True
     if recent[choices[0]]:
         raise SearchFailedError(f"all {table.name} that could be searched for have just changed")
@@ -1684,14 +1686,15 @@ class Slice(NamedTuple):
 
     If more records share one updatedAt than fit on a page (a tie), they are read by page number:
     `number` is the page to read next, `first_page` has the record versions on page 1, `seen` has
-    those on the pages already delivered, and `total` is the last count of records.
+    those on the pages already delivered (None before the first), and `total` is the last count of
+    records.
     """
 
     low: datetime
     high: datetime | None = None
     number: int = 1
     first_page: frozenset = frozenset()
-    seen: frozenset = frozenset()
+    seen: frozenset | None = None
     total: int = 0
 
 
@@ -1823,7 +1826,7 @@ def __read_slice(search: Search, part: Slice) -> tuple[list[Page], list[Slice]]:
     """
     page = __search(search, part, part.number)
     if part.first_page:
-        pages, slices = __tied_page(part, page)
+        pages, slices = __tied_page(search, part, page)
     elif not __more_match(search, part, page):
         pages, slices = [page.with_cursor(part.high or search.end)], []
     elif part.high and part.high - part.low <= __MILLISECOND:
@@ -1922,25 +1925,31 @@ def __last_tied_page(part: Slice, first: Page) -> Slice:
     return part._replace(number=last, first_page=frozenset(__versions(first)), total=total)
 
 
-def __tied_page(part: Slice, page: Page) -> tuple[list[Page], list[Slice]]:
-    """Return a page of a tie, and the slice that reads the page before it.
-
-    Raises SearchUnusableError if the pages do not fit together: then the order of the records, or
-    the count by which the last page was chosen, is not reliable.
-    """
-    versions = __versions(page)
-    # Each record that has left the tie since the previous page has moved one onto this page.
-    moved = max(part.total - (page.total or 0), 0)
-    on_first_page = part.number > 1 and not part.first_page.isdisjoint(versions)
-    if on_first_page or len(versions & part.seen) > moved:
-        raise SearchUnusableError("search returned the same record on two pages")
-    # Page 100 links to a next page although Kustomer does not serve it.
-    if page.more and not part.seen and part.number < __SEARCH_MAX_PAGES:
-        raise SearchUnusableError("search counts fewer records than share one updatedAt")
+def __tied_page(search: Search, part: Slice, page: Page) -> tuple[list[Page], list[Slice]]:
+    """Return a page of a tie, and the slice that reads the page before it."""
+    # Records may still be joining a recent tie. The next sync reads it again.
+    if part.low < search.indexed_until:
+        __check_tied_page(part, page)
     if part.number == 1:
         return [page.with_cursor(part.high)], []
-    part = part._replace(number=part.number - 1, seen=part.seen | versions, total=page.total or 0)
+    seen = (part.seen or frozenset()) | __versions(page)
+    part = part._replace(number=part.number - 1, seen=seen, total=page.total or 0)
     return [page.with_cursor(part.low)], [part]
+
+
+def __check_tied_page(part: Slice, page: Page) -> None:
+    """Raise SearchUnusableError if a page of a tie does not fit the pages before: then the order
+    of the records, or the count by which the last page was chosen, is not reliable."""
+    versions, total = __versions(page), page.total or 0
+    # Each record that has left the tie since the previous page has moved one onto this page.
+    moved = max(part.total - total, 0)
+    on_first_page = part.number > 1 and not part.first_page.isdisjoint(versions)
+    if on_first_page or len(versions & (part.seen or frozenset())) > moved:
+        raise SearchUnusableError("search returned the same record on two pages")
+    # Page 100 links to a next page although Kustomer does not serve it.
+    after_last = page.more and part.seen is None and part.number < __SEARCH_MAX_PAGES
+    if after_last or total > part.total:
+        raise SearchUnusableError("search counts fewer records than share one updatedAt")
 
 
 def __split_unsorted(search: Search, part: Slice, page: Page) -> list[Slice]:
@@ -2216,7 +2225,7 @@ def __overlapping_pages(listing: Listing) -> Iterator[Page]:
                 "others may have been missed. The next change of a missed record or a historical "
                 "re-sync delivers it."
             )
-        if overlaps and gaps and page.more is None:
+        if overlaps and gaps and page.records and page.more is None:
             # This page has been read before, so more pages follow.
             page.more = True
         page_start = (number - 1) * size
@@ -2726,10 +2735,11 @@ def __api_message(status: int, payload: dict | None, api_key: str) -> str:
 def __without_key(text: str, api_key: str) -> str:
     """Return a text in which the key, its longer parts, and whatever else looks like a key are
     replaced. A server may repeat a key in part, or encode it."""
+    text = re.sub(r"eyJ[\w.%-]+", "(key)", text)
     parts = [api_key, *(part for part in api_key.split(".") if len(part) >= __KEY_PART_CHARACTERS)]
     for part in parts:
         text = text.replace(part, "(key)")
-    return re.sub(r"eyJ[\w.%-]+", "(key)", text)
+    return text
 
 
 def __handle_rate_limit(client: Client, request: str, headers, purpose: str) -> None:

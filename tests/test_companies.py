@@ -190,3 +190,19 @@ def test_get_companies_returns_every_company_if_search_does_not_know_companies()
         rows = list(connector.get_companies(server.api_key, configuration=server.configuration()))
         assert {row["id"] for row in rows} == source_rows(server, "companies").keys()
         assert len(rows) == 430
+
+
+def test_a_deleted_company_is_found_if_all_companies_were_updated_at_the_same_time(destination):
+    two_days_ago = datetime.now(timezone.utc) - timedelta(days=2)
+    records = bare_records("companies", [two_days_ago] * 700)
+    rules = {"company_search": "knows", "unsorted_order": "insertion"}
+    with mock(records, **rules) as server:
+        # The list and search begin at opposite ends.
+        listed = server.store.listed
+        server.store.listed = lambda table, deactivated=False: sorted(
+            listed(table, deactivated), reverse=True
+        )
+        sync(server, destination)
+        gone = delete_an_hour_ago(server, destination)
+        sync(server, destination)
+        assert gone in destination.deleted["companies"]

@@ -8,7 +8,7 @@ import pytest
 import connector
 from mock_server import Fault, make_records
 from mock_server.behaviour import ROLES, SEARCH_ROLE
-from mock_server.records import time_text
+from mock_server.records import scattered, time_text
 from tests.expected import assert_mirrors
 from tests.support import bare_records, even_times, mock, searches, sync
 
@@ -540,3 +540,56 @@ def test_without_links_no_record_is_missed_if_one_moves_to_the_first_page(destin
         sync(server, destination, max_records_per_page="20")
         assert changed
         assert_mirrors(destination, server)
+
+
+@pytest.mark.parametrize("sorts", [True, False])
+def test_a_tie_that_records_are_still_joining_is_not_unreliable(sorts, destination):
+    contexts = frozenset({"customer", "message"} if sorts else {"customer"})
+    now = datetime.now(timezone.utc) - timedelta(seconds=30)
+    tied = bare_records("messages", [now] * 130)["messages"]
+    late = [tied.pop(record_id) for record_id in list(tied)[100:]]
+    with mock({"messages": tied}, sort_contexts=contexts) as server:
+
+        def join(request):
+            if request.method == "POST" and len((request.body or {}).get("and", ())) == 2 and late:
+                server.store.put("messages", late.pop())
+
+        server.before_answer = join
+        sync(server, destination, max_records_per_page="20")
+        server.before_answer = None
+        assert len(late) < 30
+        sync(server, destination, max_records_per_page="20")
+        assert_mirrors(destination, server)
+        assert not listed(server)
+    assert not destination.warnings
+
+
+def test_a_tie_whose_count_grows_although_it_is_old_is_read_from_the_list(destination):
+    with mock(tied_messages(120)) as server:
+
+        def count_fewer_at_first(request, answer):
+            if request.method == "POST" and len(request.body["and"]) == 2:
+                missing = 3 if request.params["page"] == "6" else 0
+                answer.payload["meta"]["total"] -= missing
+            return answer
+
+        server.rewrite = count_fewer_at_first
+        sync(server, destination, max_records_per_page="20")
+        assert_mirrors(destination, server)
+    (warning,) = destination.warnings
+    assert "search counts fewer records than share one updatedAt" in warning
+
+
+@pytest.mark.parametrize("sorts", [True, False])
+def test_a_last_page_of_hidden_records_does_not_make_a_tie_unreliable(sorts, destination):
+    contexts = frozenset({"customer", "message"} if sorts else {"customer"})
+    records = tied_messages(101)
+    with mock(records, sort_contexts=contexts) as server:
+        tied = [key[1] for key in server.store.keys("messages") if key[0] == time_text(TIED)]
+        last = tied[-1] if sorts else max(tied, key=scattered)
+        server.behaviour.hidden = {last}
+        sync(server, destination, max_records_per_page="20")
+        everything = server.store.records("messages").keys()
+        assert destination.rows["messages"].keys() == everything - {last}
+        assert not listed(server)
+    assert not destination.warnings

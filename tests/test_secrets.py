@@ -65,8 +65,8 @@ def failures_by_name() -> dict:
 
 @pytest.mark.parametrize(
     "repeated",
-    [KEY[:-1], KEY.split(".")[2], KEY.replace(".", "%2E"), f"x{KEY}y"],
-    ids=["all but the last character", "signature", "encoded", "whole"],
+    [KEY[:-1], KEY[:-9], KEY.split(".")[2], KEY.replace(".", "%2E"), f"x{KEY}y"],
+    ids=["all but one character", "cut off", "signature", "encoded", "whole"],
 )
 def test_a_part_of_the_key_that_kustomer_repeats_is_not_shown(repeated, destination):
     with mock(RECORDS) as server:
@@ -75,7 +75,7 @@ def test_a_part_of_the_key_that_kustomer_repeats_is_not_shown(repeated, destinat
         )
         with pytest.raises(connector.SyncStoppedError, match="Invalid token") as raised:
             sync(server, destination, api_key=KEY)
-    assert not any(part in str(raised.value) for part in KEY.split("."))
+    assert not any(part[:12] in str(raised.value) for part in KEY.split("."))
 
 
 @pytest.mark.parametrize("way", failures_by_name())
