@@ -1,12 +1,13 @@
-"""Fixtures: waits that take no time, an active log, and a destination."""
+"""Fixtures: waits that take no time, an active log, and a destination.
+
+The connector is imported within the fixtures. The process that only distributes the tests would
+otherwise import it, and with it the SDK, before it starts the processes that run them.
+"""
 
 import gc
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-import connector
-from tests.support import Destination
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("quick", max_examples=30, **_COMMON)
@@ -33,7 +34,7 @@ def waits(monkeypatch) -> list:
     """Replace the connector's waits, and return the list of their seconds."""
     noted: list = []
     monkeypatch.setattr(
-        connector, "__wait", lambda _client, seconds, _reason: noted.append(seconds)
+        "connector.__wait", lambda _client, seconds, _reason: noted.append(seconds)
     )
     return noted
 
@@ -41,12 +42,16 @@ def waits(monkeypatch) -> list:
 @pytest.fixture(autouse=True)
 def log_on(monkeypatch) -> None:
     """Let the connector log to stdout, as in a real sync."""
-    monkeypatch.setattr(connector.log, "LOG_LEVEL", connector.log.Level.INFO)
+    from connector import log
+
+    monkeypatch.setattr(log, "LOG_LEVEL", log.Level.INFO)
 
 
 @pytest.fixture
-def destination(monkeypatch) -> Destination:
+def destination(monkeypatch):
     """Return a destination that receives the connector's operations."""
+    from tests.support import Destination
+
     stand_in = Destination()
-    monkeypatch.setattr(connector, "op", stand_in)
+    monkeypatch.setattr("connector.op", stand_in)
     return stand_in

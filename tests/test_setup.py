@@ -16,6 +16,7 @@ from tests.project import PROJECT
 from tests.support import mock, sync
 
 RECORDS = make_records(customers=3, companies=2, brands=1, messages=3)
+FUNCTIONS = ["test_configuration", "test_api_key", "test_roles", "test_search"]
 FORM_TESTS = [
     "The configuration is valid",
     "Kustomer accepts the API key in this region",
@@ -135,13 +136,20 @@ def test_a_good_key_passes_every_setup_test(tmp_path):
     ],
 )
 def test_an_invalid_configuration_fails_the_matching_setup_test_with_a_helpful_message(
-    label, says, settings, without, tmp_path
+    label, says, settings, without
 ):
     with mock(RECORDS, roles=ROLES - {f"org.permission.{without}.read"}) as server:
-        code, output = run_form_tests(tmp_path, server, **settings)
+        test = getattr(connector, FUNCTIONS[FORM_TESTS.index(label)])
+        failure = failure_of(test(server.configuration(**settings)))
+        assert says in failure and server.api_key not in failure
+
+
+def test_a_failed_setup_test_is_named_and_fails_the_command(tmp_path):
+    with mock(RECORDS) as server:
+        code, output = run_form_tests(tmp_path, server, api_key="other")
         assert code == 1
-        (line,) = [line for line in output.splitlines() if f"- {label}]" in line]
-        assert says in line and server.api_key not in output
+        (line,) = [line for line in output.splitlines() if f"- {FORM_TESTS[1]}]" in line]
+        assert "invalid, expired or from another region" in line
 
 
 def test_a_key_without_the_search_role_passes_with_a_warning_that_names_the_role(tmp_path):
