@@ -2598,7 +2598,6 @@ def __exchange(
     """Send a request once and return the JSON of the response. The type of an error says whether
     the request can be retried."""
     settings, method, cause = client.settings, "GET" if body is None else "POST", ""
-
     deadline = time.monotonic() + __RESPONSE_MAX_TIMEOUTS * settings.request_timeout_seconds
 
     with client.lock:
