@@ -2746,7 +2746,9 @@ def __handle_rate_limit(client: Client, request: str, headers, purpose: str) -> 
 
     Raises SyncStoppedError if the client has already waited for the maximum time.
     """
-    if client.limited_seconds >= client.limited_seconds_max:
+    remaining = client.limited_seconds_max - client.limited_seconds
+    # Another wait of less than a second would not help.
+    if remaining < 1:
         minutes = pluralize(round(client.limited_seconds / 60), "minute")
         raise SyncStoppedError(
             f"{request} returned 429 (rate limit) for {minutes}. "
@@ -2758,7 +2760,7 @@ def __handle_rate_limit(client: Client, request: str, headers, purpose: str) -> 
         seconds = __backoff_seconds(client.limits)
     else:
         seconds += random.uniform(0, __RATE_LIMIT_JITTER_FRACTION * seconds)
-    seconds = min(seconds, __RATE_LIMIT_MAX_WAIT_SECONDS)
+    seconds = min(seconds, __RATE_LIMIT_MAX_WAIT_SECONDS, remaining)
     __wait(client, seconds, f"{purpose}: the rate limit is exhausted")
     client.limits += 1
     client.limited_seconds += seconds
@@ -2963,8 +2965,8 @@ def __format_time(timestamp: datetime) -> str:
 # --------------------------------------------------------------------------------------------
 
 
-# Long enough for the rate limit to be reset once. Somebody is watching the form meanwhile.
-__SETUP_TEST_MAX_WAIT_SECONDS = 60.0
+# Long enough for one reset of the rate limit, with jitter. Somebody is watching the form meanwhile.
+__SETUP_TEST_MAX_WAIT_SECONDS = 65.0
 
 
 def configuration_form() -> ConfigurationForm:

@@ -22,11 +22,11 @@ WAREHOUSE = FOLDER / "files" / "warehouse.db"
 _WIDTH = 100
 _MIRRORED = "brands, users, teams and tags"
 _RECORDS = {
-    "customers": 600,
+    "customers": 400,
     "companies": 120,
     "brands": 4,
-    "messages": 2500,
-    "notes": 200,
+    "messages": 1600,
+    "notes": 150,
     "users": 12,
     "teams": 3,
     "tags": 8,

@@ -135,20 +135,31 @@ def test_no_row_is_lost_if_the_destination_fails_at_any_row(monkeypatch):
 
 
 def test_fivetran_debug_resumes_without_loss_after_it_was_killed_five_times(tmp_path):
-    records = make_records(customers=1500, companies=150, brands=3, messages=6500)
+    records = make_records(customers=300, companies=150, brands=3, messages=1300)
     with mock(records) as server:
-        project = Project(tmp_path, server)
-        for number in (2, 6, 9, 14, 21):
+        project = Project(tmp_path, server, max_records_per_page="50")
+        code = (project.folder / "connector.py").read_text()
+        frequent = code.replace("_EVERY_ROWS = 5_000\n", "_EVERY_ROWS = 200\n")
+        assert frequent != code
+        (project.folder / "connector.py").write_text(frequent)
+        state = project.folder / "files" / "state.json"
+
+        def has_unfinished_messages() -> bool:
+            return state.exists() and '"unfinished":{"messages":' in state.read_text()
+
+        for number in (2, 6, 9, 14, None):
             with fivetran_process(*project.command, environment=project.environment) as process:
 
-                def kill(request, process=process, last=len(server.requests) + number):
-                    if len(server.requests) >= last:
+                def kill(_, process=process, already=len(server.requests), number=number):
+                    received = len(server.requests) - already
+                    if has_unfinished_messages() if number is None else received >= number:
                         os.killpg(process.pid, signal.SIGKILL)
 
                 server.before_answer = kill
                 output, _ = process.communicate()
             server.before_answer = None
             assert process.returncode == -signal.SIGKILL, output
+        assert has_unfinished_messages()
         project.debug()
         for table in TABLES:
             assert project.rows(table) == source_rows(server, table)
