@@ -2209,7 +2209,7 @@ def __overlapping_pages(listing: Listing) -> Iterator[Page]:
     limit = __page_size(listing.client, listing.table.page_maximum)
     reached, furthest, page_start, overlap, gaps, warned = 0, 0, 0, 1, 0, False
     while True:
-        number, size = __overlapping_page(max(reached - overlap + 1, 0) if reached else 0, limit)
+        number, size = __overlapping_page(max(reached - overlap + 1, 0), limit)
         page = __sized_page(listing, number, size)
         overlaps = number == 1 or len(__new_records(page, listing.recent)) < len(page.records)
         if not overlaps and gaps < len(__LIST_STEPS_BACK) and not warned:
