@@ -16,7 +16,7 @@ from tests.expected import assert_mirrors, expected_row, source_rows
 from tests.project import Project
 from tests.support import TABLES, Destination, mock, sync
 
-RECORDS = make_records(customers=90, companies=45, brands=3, messages=240, same_moment=60)
+RECORDS = make_records(customers=70, companies=30, brands=3, messages=170, same_moment=45)
 PAGE = {"max_records_per_page": "20", "retry_attempts": "0"}
 
 
@@ -81,7 +81,7 @@ def test_a_first_sync_interrupted_at_any_request_resumes_without_loss(monkeypatc
             reached = crash_at(number, auditor, server)
             sync(server, auditor, **PAGE)
             assert_mirrors(auditor, server)
-    assert 30 < number < 60
+    assert 20 < number < 45
 
 
 def test_an_incremental_sync_interrupted_at_any_request_resumes_without_loss(monkeypatch):
@@ -106,8 +106,8 @@ def test_a_sync_interrupted_again_and_again_finishes_without_loss(monkeypatch):
         auditor = Auditor(server)
         monkeypatch.setattr(connector, "op", auditor)
         syncs = 0
-        # Each sync ends after 17 requests, so only the saved cursors let the last one finish.
-        while crash_at(18, auditor, server):
+        # Each sync ends after 15 requests, so only the saved cursors let the last one finish.
+        while crash_at(16, auditor, server):
             syncs += 1
             assert syncs < 30
         assert syncs > 1
@@ -115,7 +115,7 @@ def test_a_sync_interrupted_again_and_again_finishes_without_loss(monkeypatch):
 
 
 def test_no_row_is_lost_if_the_destination_fails_at_any_row(monkeypatch):
-    for number in range(0, 370, 40):
+    for number in range(0, 270, 30):
         with mock(RECORDS) as server:
             auditor = Auditor(server)
             monkeypatch.setattr(connector, "op", auditor)

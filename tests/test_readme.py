@@ -214,7 +214,7 @@ def test_the_sql_example_measures_the_first_response_time_correctly(tmp_path):
 def everything(tmp_path_factory):
     """Yield the store of a mock with records of every table, and a project that synced them."""
     records = make_records(
-        customers=60, brands=3, messages=1500, notes=20, users=8, teams=3, tags=6, same_moment=0
+        customers=60, brands=3, messages=900, notes=20, users=8, teams=3, tags=6, same_moment=0
     )
     with mock(records) as server:
         project = Project(tmp_path_factory.mktemp("project"), server, additional_tables="all")
