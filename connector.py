@@ -1880,20 +1880,27 @@ def __parallel_slices(search: Search, rest: Slice, page: Page, span: timedelta) 
     size, end = len(page.records), rest.high or search.indexed_until
     if page.total is None or page.total <= __PARALLEL_MIN_PAGES * size or end <= rest.low:
         return [rest]
-    pages = (page.total - size) / size / __PARALLEL_PAGES_PER_SLICE
-    length_by_density = 2 * span * __PARALLEL_PAGES_PER_SLICE
-    length = max(min((end - rest.low) / pages, length_by_density), __MILLISECOND)
+    pages = (page.total - size) / size
+    even_length = (end - rest.low) / pages * __PARALLEL_PAGES_PER_SLICE
+    dense_length = 2 * span * __PARALLEL_PAGES_PER_SLICE
+    length = max(min(even_length, dense_length), __MILLISECOND)
     slices = min(math.ceil((end - rest.low) / length), __SLICE_MAX_PARTS)
-    useful = search.records / size
-    wasted = search.searches - useful
-    extra = int(__EXTRA_SEARCHES_BASE + __EXTRA_SEARCHES_FRACTION * useful - wasted)
-    if length == length_by_density or extra < 2:
+    extra = __extra_searches(search, size)
+    if dense_length < even_length or extra < 2:
         slices = min(slices, extra)
     edges = [__whole_milliseconds(rest.low + position * length) for position in range(slices)]
     edges = [rest.low, *edges[1:], end if rest.high is None else rest.high]
     if rest.high is None:
         edges.append(None)
     return [Slice(*pair) for pair in zip(edges, edges[1:])] if slices > 1 else [rest]
+
+
+def __extra_searches(search: Search, size: int) -> int:
+    """Return how many more searches may turn out to be almost empty. A full page has `size`
+    records."""
+    full_pages = search.records / size
+    allowed = __EXTRA_SEARCHES_BASE + __EXTRA_SEARCHES_FRACTION * full_pages
+    return int(allowed - (search.searches - full_pages))
 
 
 def __later(timestamp: datetime, span: timedelta) -> datetime:
