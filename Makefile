@@ -90,14 +90,15 @@ clean:
 	rm -rf __pycache__ mock_server/__pycache__ tests/__pycache__
 
 has-configuration: ready
-	@! git rev-parse >/dev/null 2>&1 || git check-ignore -q "$$LOCAL/configuration.json" \
-	|| echo "Warning: git does not ignore $$LOCAL. Use a folder whose name begins with local." >&2
 	@test -f "$$LOCAL/configuration.json" || { echo "There is no file" \
 		"$$LOCAL/configuration.json. Copy configuration.json there and put the key into the" \
 		"copy, or name another folder with LOCAL=..." >&2; exit 1; }
+	@# The status is 1 only if the folder is inside a repository that does not ignore it.
+	@git check-ignore -q "$$LOCAL/configuration.json" 2>/dev/null; test $$? -ne 1 \
+	|| echo "Warning: git does not ignore $$LOCAL. Use a folder whose name begins with local." >&2
 	@$(BIN)/python -m json.tool "$$LOCAL/configuration.json" /dev/null || { echo \
-		"$$LOCAL/configuration.json is not valid JSON in UTF-8 without a byte order mark; the" \
-		"line above says where." >&2; exit 1; }
+		"$$LOCAL/configuration.json cannot be read as JSON; the line above says why. Save it as" \
+		"UTF-8 without a byte order mark." >&2; exit 1; }
 	@cmp -s connector.py "$$LOCAL/connector.py" || cp connector.py "$$LOCAL"
 
 # Setting up takes a lock and two Pythons, so it is only asked for if something is missing.

@@ -758,10 +758,10 @@ __SWITCH_WORDS = {
 
 
 def __parse_key(text: str) -> str:
-    if not re.fullmatch(r"[\x21-\x7e]+", text):
+    if not re.fullmatch(r"[!#-&(-~]+", text):
         raise ValueError(
-            "must not contain spaces, line breaks or other characters that keys do not have; copy "
-            "the key again, without 'Bearer'"
+            "must not contain spaces, quotation marks, line breaks or other characters that keys do "
+            "not have; copy the key again, without 'Bearer'"
         )
     return text
 
@@ -1002,7 +1002,7 @@ def __setting_value(setting: Setting, configuration: dict):
     Raises ValueError with the setting's name, its value if that is safe to show, and what it must
     be.
     """
-    value = configuration.get(setting.name)
+    value = configuration.get(setting.name, "")
     try:
         return __converted_value(setting, value)
     except ValueError as error:
@@ -1011,9 +1011,9 @@ def __setting_value(setting: Setting, configuration: dict):
 
 
 def __converted_value(setting: Setting, value):
-    if not isinstance(value, (str, type(None))):
+    if not isinstance(value, str):
         raise ValueError("must be a JSON string, in double quotes")
-    given = (value or "").strip()
+    given = value.strip()
     if given and not re.fullmatch(r"<[A-Z0-9_]+>", given):
         return setting.parse(value)
     if setting is __API_KEY:

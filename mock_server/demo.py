@@ -35,7 +35,7 @@ _CHARTS = {
     "Messages per day by channel": """
         pivot (
           select created_at::date as date, strftime(created_at, '%a %d %b') as day, channel,
-                 rpad(bar(count(*), 0, 20, 8), 9, ' ') || count(*) as drawn
+                 rpad(bar(count(*), 0, max(count(*)) over (), 8), 9, ' ') || count(*) as drawn
           from tester.messages
           where created_at >= (select max(created_at) from tester.messages) - interval 6 day
           group by all

@@ -21,7 +21,10 @@ _COUNT = (
 def main(warehouse: str, query: str = "") -> int:
     """Print the rows of a query, or, without a query, the number of rows of every table."""
     if not Path(warehouse).is_file():
-        print(f"There is no file {warehouse!r}. Run a sync first.", file=sys.stderr)
+        print(
+            f"There is no file {warehouse!r}. Run a sync first, or correct LOCAL or WAREHOUSE.",
+            file=sys.stderr,
+        )
         return 1
     try:
         with duckdb.connect(warehouse, read_only=True) as database:
@@ -62,6 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _query(argument: str) -> str:
+    if argument != "-":
+        return argument
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        sys.exit("The query is not text in UTF-8. Save the file as UTF-8.")
+
+
 if __name__ == "__main__":
     options = _parser().parse_args()
-    sys.exit(main(options.warehouse, sys.stdin.read() if options.query == "-" else options.query))
+    sys.exit(main(options.warehouse, _query(options.query)))

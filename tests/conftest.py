@@ -5,6 +5,7 @@ otherwise import it, and with it the SDK, before it starts the processes that ru
 """
 
 import gc
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -17,6 +18,9 @@ settings.load_profile("quick")
 
 # A full collection traverses every record that any test has made, and finds next to nothing.
 gc.set_threshold(*gc.get_threshold()[:2], 1000)
+
+# A background job of a script ignores Ctrl-C, and so would the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list) -> None:

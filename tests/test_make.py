@@ -138,15 +138,19 @@ def test_setup_tests_and_syncs_take_the_key_from_a_file_that_git_ignores(make, t
     configuration = tmp_path / "local" / "configuration.json"
     configuration.parent.mkdir()
     configuration.write_text('{"api_key": "secret",}')
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     invalid = make("sync")
+    assert "Warning: git does not ignore local. " in invalid.stderr
+    shutil.copy(PROJECT / ".gitignore", tmp_path)
     assert invalid.returncode != 0 and "line 1 column" in invalid.stderr
-    assert "local/configuration.json is not valid JSON" in invalid.stderr
+    assert "local/configuration.json cannot be read as JSON" in invalid.stderr
     assert "secret" not in invalid.stdout + invalid.stderr
     with mock(make_records(customers=3, companies=2)) as server:
         configuration.write_text(json.dumps(server.configuration()))
         checked = make("check")
         assert checked.returncode == 0, checked.stdout + checked.stderr
         assert "The API key can read every table]: PASSED" in checked.stdout
+        assert "git" not in checked.stderr
         synced = make("sync")
         assert synced.returncode == 0, synced.stdout + synced.stderr
         assert server.api_key not in checked.stdout + synced.stdout
@@ -180,6 +184,9 @@ def test_make_sql_shows_times_and_reports_errors_without_a_traceback(make, tmp_p
     assert wrong.returncode != 0 and "Traceback" not in wrong.stderr and '"x"' in wrong.stderr
     no_rows = make("sql", "QUERY=-- only a comment")
     assert (no_rows.returncode, no_rows.stdout, no_rows.stderr) == (0, "", "")
+    command = [sys.executable, "-m", "mock_server.sql", str(warehouse), "-"]
+    binary = subprocess.run(command, cwd=PROJECT, input=b"\xff\xfe", capture_output=True)
+    assert binary.stderr == b"The query is not text in UTF-8. Save the file as UTF-8.\n"
     quoted = make("sql", "QUERY=-", query="""select 'a$$b "' || 'c' as quoted""")
     assert 'a$$b "c' in quoted.stdout
     assert "$HOME" in make("sql", "QUERY=select '$HOME' as text").stdout
