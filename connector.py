@@ -1147,7 +1147,9 @@ class State:
     """The cursors of the tables, by table name.
 
     `last_sync_time` is when the last complete read of a table began. `unfinished` is the cursor of
-    an interrupted read: all changes before this time have been delivered.
+    an interrupted read: all changes before this time have been delivered. If the first read of
+    companies, which uses their list, is interrupted, it is the time from which deletions have to be
+    searched for.
     """
 
     last_sync_time: dict[str, datetime]
@@ -1155,7 +1157,10 @@ class State:
 
     def cursor(self, table: Table) -> datetime | None:
         """Return the time from which a table has to be read, or None for a first read."""
-        return self.unfinished.get(table.name) or self.last_sync_time.get(table.name)
+        last = self.last_sync_time.get(table.name)
+        if last is None and not table.search_is_documented:
+            return None
+        return self.unfinished.get(table.name) or last
 
 
 def read_state(state: dict | None, warn: Callable[[str], None]) -> State:
@@ -1285,6 +1290,10 @@ def __sync_table(
     resume_search = bool(since and table.search) and not client.settings.enable_incremental_sync
     if resume_search:
         saved.unfinished[table.name] = since
+    if since is None and not table.search_is_documented:
+        # If this read fails, a record may be deleted before the next one, whose list lacks it.
+        resume_search = table.name in saved.unfinished
+        saved.unfinished.setdefault(table.name, began)
     rows_since_checkpoint, truncated = 0, not table.mirrored
     started_monotonic = time.monotonic()
     with contextlib.closing(rows):
@@ -1581,7 +1590,9 @@ def __search_covers(
         # If more were updated in this millisecond than fit on a page, it need not be among them.
         if found.more or not times.keys().isdisjoint(map(__record_id, found.records)):
             return True
-    if recent[choices[0]]:
+    unchanged = __versions(page) & __versions(next(__list_pages(client, table)))
+    tested = {record_id for record_id, _ in unchanged}.intersection(choices[:__SEARCH_TESTS])
+    if all(recent[record_id] for record_id in tested):
         raise SearchFailedError(f"all {table.name} that could be searched for have just changed")
     return False
 
@@ -2759,8 +2770,8 @@ def __handle_rate_limit(client: Client, request: str, headers, purpose: str) -> 
         minutes = pluralize(round(client.limited_seconds / 60), "minute")
         raise SyncStoppedError(
             f"{request} returned 429 (rate limit) for {minutes}. "
-            "Other apps may be using the organization's rate limit. Try again later; a sync then "
-            "resumes from its last checkpoint."
+            "Other apps may be using the rate limit of the organization or of the key. Try again "
+            "later; a sync then resumes from its last checkpoint."
         )
     seconds = __seconds_until_reset(headers)
     if seconds is None:

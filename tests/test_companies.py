@@ -157,6 +157,54 @@ def test_deleted_companies_are_found_if_the_company_that_is_searched_for_changes
     assert destination.warnings == []
 
 
+def test_deleted_companies_are_found_if_every_company_on_the_page_changes_before_the_search(
+    destination,
+):
+    with mock(RECORDS, company_search="knows") as server:
+        sync(server, destination)
+        gone = delete_an_hour_ago(server, destination)
+
+        def import_all(request):
+            if (request.body or {}).get("queryContext") == "company":
+                server.before_answer = None
+                for record_id in server.store.listed("companies"):
+                    server.store.change("companies", record_id, name="Imported")
+
+        server.before_answer = import_all
+        sync(server, destination)
+        (warning,) = destination.warnings
+        assert warning.startswith("companies: all companies that could be searched for have just")
+        day_ago = time_text(datetime.now(timezone.utc) - timedelta(days=1))
+        for record_id in server.store.listed("companies")[:2]:
+            server.store.change("companies", record_id, updatedAt=day_ago)
+        sync(server, destination)
+        assert gone in destination.deleted["companies"]
+
+
+def test_a_company_is_found_that_was_deleted_between_a_failed_first_sync_and_the_next(
+    destination,
+):
+    with mock(RECORDS, company_search="knows") as server:
+        server.order(Fault("503", after=3, path="/v1/companies"))
+        with pytest.raises(connector.KustomerError):
+            sync(server, destination, retry_attempts="0")
+        server.clear_faults()
+        # The checkpoints of the next tables made the first companies permanent.
+        gone = next(iter(destination.live("companies")))
+        now = datetime.now(timezone.utc)
+        assert destination.state["unfinished"]["companies"] <= time_text(now)
+        destination.state["unfinished"]["companies"] = time_text(now - timedelta(hours=3))
+        two_hours_ago = time_text(now - timedelta(hours=2))
+        server.store.change("companies", gone, deleted=True, updatedAt=two_hours_ago)
+        sync(server, destination)
+        live = destination.live("companies").keys()
+        assert live - source_rows(server, "companies").keys() == {gone} and len(live) == 430
+        sync(server, destination)
+        assert_mirrors(destination, server)
+    assert gone in destination.deleted["companies"] and not destination.state["unfinished"]
+    assert destination.warnings == []
+
+
 def test_the_first_sync_reads_the_list_of_companies(destination):
     with mock(RECORDS, company_search="knows") as server:
         sync(server, destination)
