@@ -55,17 +55,27 @@ def test_lists_wait_only_if_less_than_the_reserved_share_is_left(
     assert clock == ([7 if reset else 5] * (len(lists) - 1) if waits else [])
 
 
-@pytest.mark.parametrize("share", ["100", "90"])
-def test_lists_never_wait_at_a_utilization_of_100_percent(share, destination, clock):
+@pytest.mark.parametrize(
+    ("share", "limit", "left", "waits"),
+    [
+        ("90", "1000", "0", True),
+        ("100", "1000", "0", False),
+        ("100", "1000", "-3", False),
+        ("90", "-1", "-1", False),
+    ],
+)
+def test_lists_never_wait_at_a_utilization_of_100_percent_or_without_a_limit(
+    share, limit, left, waits, destination, clock
+):
     def set_headers(request, answer):
-        headers = {"x-ratelimit-limit": "1000", "x-ratelimit-remaining": "0"}
+        headers = {"x-ratelimit-limit": limit, "x-ratelimit-remaining": left}
         return answer._replace(headers=headers)
 
     with mock(RECORDS) as server:
         server.rewrite = set_headers
         sync(server, destination, api_utilization_percentage=share)
         assert_mirrors(destination, server)
-    assert bool(clock) is (share != "100")
+    assert bool(clock) is waits
 
 
 def test_searches_do_not_wait_for_the_limit_of_the_organization(destination, clock):

@@ -329,6 +329,21 @@ def test_a_list_is_read_completely_however_the_server_treats_page_sizes(
     assert len(destination.warnings) <= 1
 
 
+@pytest.mark.parametrize("status", [400, 404, 422])
+def test_a_list_without_links_may_refuse_the_page_after_its_last_one(status, destination):
+    with listing(230, shows_links=False) as server:
+
+        def refuse_after_the_end(request, answer):
+            if request.path != "/v1/companies" or answer.payload["data"]:
+                return answer
+            return answer._replace(status=status, payload={"errors": [{"title": "No page"}]})
+
+        server.rewrite = refuse_after_the_end
+        sync(server, destination)
+        assert len(destination.rows["companies"]) == 230
+    assert destination.warnings == []
+
+
 def test_a_list_with_other_page_sizes_than_requested_is_warned_about_once(destination):
     with listing(450, page_size_limit=50) as server:
         sync(server, destination)

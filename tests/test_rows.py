@@ -121,6 +121,9 @@ def test_values_other_than_strings_become_json_in_a_string_column(value, text):
 def test_half_a_surrogate_pair_becomes_a_replacement_character():
     assert row_of("messages", {"body": "a\ud83db"})["body"] == "a\ufffdb"
     assert row_of("messages", {"meta": {"x": "\udc00"}})["meta"] == '{"x":"\ufffd"}'
+    record = {"id": "a\ud800", "relationships": {"customer": {"data": {"id": "b\ud800"}}}}
+    row = connector.__dict__["__map_message_data"](record)
+    assert (row["id"], row["customer_id"]) == ("a\ufffd", "b\ufffd")
 
 
 @pytest.mark.parametrize(

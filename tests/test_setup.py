@@ -13,7 +13,7 @@ from mock_server import Fault, make_records
 from mock_server.behaviour import ROLES, SEARCH_ROLE
 from mock_server.fivetran import run_fivetran
 from tests.project import PROJECT
-from tests.support import mock, sync
+from tests.support import TABLES, mock, sync
 
 RECORDS = make_records(customers=3, companies=2, brands=1, messages=3)
 FUNCTIONS = ["test_configuration", "test_api_key", "test_roles", "test_search"]
@@ -117,7 +117,7 @@ def test_a_good_key_passes_every_setup_test(tmp_path):
         assert code == 0
         assert [label for label in FORM_TESTS if f"- {label}]: PASSED" in output] == FORM_TESTS
         lists = [r for r in server.requests if r.method == "GET" and r.params]
-        assert len(lists) == 4 and all(r.params["pageSize"] == "1" for r in lists)
+        assert sorted(r.path for r in lists) == sorted(f"/v1/{table}" for table in TABLES)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,12 @@ def test_syncs_and_setup_tests_send_the_same_user_agent(destination):
 
 def failure_of(result) -> str:
     return getattr(result, "failure", "") or ""
+
+
+def test_every_table_can_be_read_from_a_server_that_refuses_some_page_sizes():
+    with mock(RECORDS, allowed_page_sizes=frozenset({25, 50})) as server:
+        configuration = server.configuration(additional_tables="all")
+        assert not failure_of(connector.test_roles(configuration))
 
 
 @pytest.mark.parametrize("name", ["test_api_key", "test_roles", "test_search"])
