@@ -5,7 +5,6 @@ environment, it takes only the fast measurements and lists the ones that it leav
 """
 
 import contextlib
-import gc
 import json
 import math
 import os
@@ -140,22 +139,20 @@ def most_searches(records: int) -> float:
 
 
 def cpu_figures() -> Iterator[Figure]:
-    """CPU of a sync, compared with json.loads of the same bodies, and searches of a first load."""
+    """CPU of a sync, compared with json.loads of its records, and searches of a first load."""
     number = 50_000
     with mock("--no-compression", *_NO_LIMITS, customers=number, messages=number) as configuration:
         first = sync(configuration, Destination())
         bodies = [r.content for r in first.responses if r.request.method == "POST"]
+        # One by one, because the time to parse a whole page depends on how the memory for its
+        # objects is allocated, and varies by a factor of two for the same page.
+        records = [json.dumps(record) for body in bodies for record in json.loads(body)["data"]]
 
         def parse_alone() -> float:
-            # The garbage collector takes as long as json.loads, or twice as long, depending on
-            # what else is in memory.
-            gc.disable()
             started = time.process_time()
-            for body in bodies:
-                json.loads(body)
-            seconds = time.process_time() - started
-            gc.enable()
-            return seconds
+            for record in records:
+                json.loads(record)
+            return time.process_time() - started
 
         # The minimum of alternating runs, because other load on the machine only adds time.
         pairs = [
@@ -163,7 +160,7 @@ def cpu_figures() -> Iterator[Figure]:
             for _ in range(_RUNS)
         ]
     ratio = min(whole for whole, _ in pairs) / min(alone for _, alone in pairs)
-    yield Figure("CPU of a sync / of json.loads alone", f"{ratio:.2f}", "<= 6.5", ratio <= 6.5)
+    yield Figure("CPU of a sync / of json.loads of its records", f"{ratio:.2f}", "<= 6.5", ratio <= 6.5)
     for context in ("customer", "message"):
         searches = first.searches(context)
         most = most_searches(number)
