@@ -1590,6 +1590,7 @@ def __search_covers(
         # If more were updated in this millisecond than fit on a page, it need not be among them.
         if found.more or not times.keys().isdisjoint(map(__record_id, found.records)):
             return True
+    # Search should have found a tested record that has not changed meanwhile.
     unchanged = __versions(page) & __versions(next(__list_pages(client, table)))
     tested = {record_id for record_id, _ in unchanged}.intersection(choices[:__SEARCH_TESTS])
     if all(recent[record_id] for record_id in tested):

@@ -152,7 +152,8 @@ def test_fivetran_debug_resumes_without_loss_after_it_was_killed_five_times(tmp_
 
                 def kill(_, process=process, already=len(server.requests), number=number):
                     received = len(server.requests) - already
-                    if has_unfinished_messages() if number is None else received >= number:
+                    late = has_unfinished_messages() if number is None else received >= number
+                    if late:
                         os.killpg(process.pid, signal.SIGKILL)
 
                 server.before_answer = kill
