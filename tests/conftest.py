@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("quick", max_examples=20, **_COMMON)
+settings.register_profile("quick", max_examples=12, **_COMMON)
 # Takes hours: pytest --hypothesis-profile=thorough --timeout=0
 settings.register_profile("thorough", max_examples=1000, **_COMMON)
 settings.load_profile("quick")

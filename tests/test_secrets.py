@@ -31,7 +31,8 @@ def personal_data() -> list:
 
 def key_is_in(text: str) -> bool:
     """Return whether a text has any twelve consecutive characters of the key."""
-    return any(KEY[place : place + 12].lower() in text.lower() for place in range(len(KEY) - 11))
+    key, text = KEY.lower(), text.lower()
+    return any(key[place : place + 12] in text for place in range(len(key) - 11))
 
 
 def everything_in(error: BaseException) -> str:
