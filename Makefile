@@ -6,7 +6,8 @@ FIVETRAN_PYTHON = 3.13
 # The folder of a local sync, with its configuration.json, warehouse and state. Git ignores it.
 LOCAL ?= local
 SDK = fivetran-connector-sdk==3.0.0
-LINTERS = black==26.10.1 flake8==7.4.1 flake8-bugbear==26.10.27
+LINTERS = black==26.10.1 flake8==7.4.1 flake8-bugbear==26.10.27 \
+	flake8-cognitive-complexity==0.1.0
 BIN = .venv/bin
 READY = .venv/ready
 FIVETRAN = $(BIN)/fivetran
@@ -41,7 +42,7 @@ $(foreach name,CONNECTION DESTINATION LOCAL QUERY WAREHOUSE,\
 export PATH := $(PATH):$(CURDIR)/$(BIN)
 export CONNECTION DESTINATION LOCAL LOCKED QUERY QUICK WAREHOUSE
 
-.PHONY: demo test lint bench check sync sql package deploy clean
+.PHONY: demo test thorough lint bench check sync sql package deploy clean
 .PHONY: ready set-up has-configuration another-python
 
 demo: ready
@@ -49,6 +50,11 @@ demo: ready
 
 test: ready
 	$(BIN)/python -m pytest
+
+# The property tests with many more examples than in make test.
+thorough: ready
+	$(BIN)/python -m pytest --hypothesis-profile=thorough --timeout=0 \
+		tests/test_random_worlds.py tests/test_fuzz.py
 
 lint: ready
 	$(BIN)/black --check .

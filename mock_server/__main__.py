@@ -5,18 +5,20 @@ python -m mock_server [options] -- COMMAND ...
 """
 
 import argparse
+import importlib.util
 import json
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, FrozenSet, List
+from typing import Callable, FrozenSet, List, Tuple
 
 from mock_server.behaviour import (
     COMPANY_SEARCHES,
     CONTEXTS,
     ERROR_FORMS,
+    LIST_LINKS_ON,
     RESETS,
     ROLES,
     USER_LISTS,
@@ -62,9 +64,10 @@ def _numbers(text: str) -> FrozenSet[int]:
     return frozenset(map(_at_least(1), _words(text)))
 
 
-def _fault(text: str) -> Fault:
+def _fault(text: str) -> Tuple[str, Fault]:
+    """Return a fault, and how it was written."""
     try:
-        return parse_fault(text)
+        return text, parse_fault(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -106,6 +109,8 @@ def _words_of(*allowed: str) -> Callable[[str], FrozenSet[str]]:
 
 
 _SIGNAL_CHECK_SECONDS = 0.2
+# The packages that the mock imports only when it needs them.
+_PACKAGES = ("faker", "orjson")
 _SWITCH = {"action": argparse.BooleanOptionalAction}
 _NUMBER = {"type": _at_least(1), "metavar": "N"}
 _SECONDS = {"type": _at_least(0, read=float), "metavar": "SECONDS"}
@@ -118,10 +123,6 @@ _BEHAVIOUR_OPTIONS = {
     ),
     "search_needs_object_role": (_SWITCH, "search also requires the object's own role"),
     "error_form": ({"choices": ERROR_FORMS}, "which of the two documented formats errors have"),
-    "ignores": (
-        {"type": _words_of("filter", "page"), "metavar": "A,B"},
-        "what search ignores: filter, page",
-    ),
     "sort_contexts": (
         {"type": _words_of(*CONTEXTS), "metavar": "A,B"},
         f"contexts for which search sorts, from {', '.join(CONTEXTS)}; '' for none",
@@ -129,10 +130,6 @@ _BEHAVIOUR_OPTIONS = {
     "other_sorts": (
         {"choices": ("ignore", "refuse")},
         "what search does with a sort for any other context",
-    ),
-    "unsorted_order": (
-        {"choices": ("scattered", "insertion")},
-        "order of records that search does not sort",
     ),
     "company_search": (
         {"choices": COMPANY_SEARCHES},
@@ -144,9 +141,11 @@ _BEHAVIOUR_OPTIONS = {
     ),
     "search_window": (_NUMBER, "counts and pages of search end at this many records"),
     "index_lag_seconds": (_SECONDS, "how long it takes until search sees a change"),
-    "shows_current": (
-        _SWITCH,
-        "search finds a record by its old state but returns its current state",
+    "search_is_empty": (_SWITCH, "search finds nothing, whatever a client searches for"),
+    "replicas": (
+        _NUMBER,
+        "how many servers answer searches in turn, each with its own order of records that the "
+        "sort does not decide",
     ),
     "list_order": ({"choices": ("scattered", "updated")}, "order of lists"),
     "lists_show_deleted": (_SWITCH, "lists include deleted records"),
@@ -159,17 +158,13 @@ _BEHAVIOUR_OPTIONS = {
         {"type": _at_least(400, 599), "metavar": "STATUS"},
         "status of pages beyond the list window; by default they are empty",
     ),
-    "large_pages": (
-        {"choices": ("clamp", "refuse")},
-        "what happens to a pageSize above the documented maximum",
+    "list_links_on": (
+        {"choices": LIST_LINKS_ON},
+        "every page of a list links to a next page; pages beyond the last one are empty, or "
+        "repeat the last one",
     ),
     "page_size_limit": (_NUMBER, "a lower maximum of records per page"),
-    "forced_page_size": (_NUMBER, "size of every page, regardless of pageSize"),
     "allowed_page_sizes": ({"type": _numbers, "metavar": "N,M"}, "reject any other pageSize"),
-    "page_size_shown": (
-        {"choices": ("given", "asked", "absent")},
-        "which page size responses report",
-    ),
     "shows_links": (_SWITCH, "responses have links"),
     "shows_total": (_SWITCH, "responses have counts"),
     "org_limit": (_NUMBER, "requests per window"),
@@ -182,7 +177,7 @@ _BEHAVIOUR_OPTIONS = {
 
 
 def _explained(words: dict) -> str:
-    return "\n".join(f"  {word:<10} {meaning}" for word, meaning in words.items())
+    return "\n".join(f"  {word:<12} {meaning}" for word, meaning in words.items())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -229,7 +224,10 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KIND[:PART=VALUE,...]",
-        help="a fault, such as 503:rate=0.05; see below; can be repeated",
+        help="a fault, such as 503:rate=0.05 or html:status=404,path=/search; see below; can be "
+        "repeated. Customers, messages and others are found through the path /v1/customers/search: "
+        "503:path=/search is an outage of search alone, and path=/messages means only the list of "
+        "messages. A fault that affected no request is reported at the end",
     )
     parser.add_argument(
         "--without-role",
@@ -264,7 +262,7 @@ def _server(options: argparse.Namespace) -> MockKustomer:
         compress=not options.no_compression,
         seed=options.seed,
     )
-    for fault in options.fault:
+    for _, fault in options.fault:
         server.order(fault)
     return server
 
@@ -300,10 +298,25 @@ def _run_alone(server: MockKustomer) -> int:
     return 0
 
 
+def _report_unused(faults: List[Tuple[str, Fault]]) -> None:
+    """Print the faults that affected no request."""
+    for text, fault in faults:
+        if not fault.affected:
+            print(f"The fault {text} affected no request.", file=sys.stderr)
+
+
 def main(arguments: List[str]) -> int:
     """Run the command line and return its exit code."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
     options, command = _parser().parse_args(arguments[:split]), arguments[split + 1 :]
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"The mock needs packages that are not installed here: {', '.join(missing)}. "
+            "Install them with: pip install -r requirements.txt",
+            file=sys.stderr,
+        )
+        return 1
     try:
         server = _server(options)
     except PortTakenError as error:
@@ -318,7 +331,9 @@ def main(arguments: List[str]) -> int:
             except OSError as error:
                 print(f"{options.configuration}: {error.strerror}", file=sys.stderr)
                 return 1
-        return _run_beside(command) if command else _run_alone(server)
+        code = _run_beside(command) if command else _run_alone(server)
+        _report_unused(options.fault)
+        return code
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import bisect
 import copy
 import math
 import time
-from email.utils import formatdate
 from typing import Dict, List, NamedTuple, Optional, Tuple
 from urllib.parse import urlencode
 
@@ -36,11 +35,10 @@ class Request(NamedTuple):
 
 
 class Paging(NamedTuple):
-    """The records on a page. `asked` is the requested page size, `size` the actual one."""
+    """The number of a page, from 1, and the number of records on each page."""
 
     page: int
     size: int
-    asked: int
 
     @property
     def begin(self) -> int:
@@ -77,6 +75,18 @@ class ApiError(Exception):
         return Answer(status, {"errors": [error]})
 
 
+class _Change(NamedTuple):
+    """A record's new state, or None if it was erased, and when search sees it.
+
+    `due` is a Unix time on Kustomer's clock.
+    """
+
+    due: float
+    table: str
+    record_id: str
+    record: Optional[dict]
+
+
 class Store:
     """The records and their search index, which can lag behind them."""
 
@@ -86,7 +96,7 @@ class Store:
         self._orders: Dict[str, Dict[tuple, List[str]]] = {}
         self._indexed = {table: dict(self._records[table]) for table in TABLES}
         self._keys = {table: self._sorted_keys(table) for table in TABLES}
-        self._pending: List[Tuple[float, str, str]] = []
+        self._pending: List[_Change] = []
 
     def records(self, table: str) -> Dict[str, dict]:
         """Return a table's records by id. Do not modify them; use `put` or `change` instead."""
@@ -141,47 +151,47 @@ class Store:
         return [self._records[table][record_id] for record_id in ids]
 
     def indexed(self, table: str, record_id: str) -> dict:
-        """Return a record's state in the search index, which determines whether it matches."""
+        """Return a record's state in the search index."""
         return self._indexed[table][record_id]
-
-    def shown(self, table: str, record_id: str) -> dict:
-        """Return the state of a matching record that search returns."""
-        indexed = self._indexed[table][record_id]
-        if self._behaviour.shows_current:
-            return self._records[table].get(record_id, indexed)
-        return indexed
-
-    def insertion_order(self, table: str) -> Dict[str, int]:
-        """Return the position of each record in insertion order, which changes do not affect."""
-        return {record_id: place for place, record_id in enumerate(self._records[table])}
 
     def settle(self) -> None:
         """Bring a lagging search index up to date immediately."""
-        for _, table, record_id in self._pending:
-            self._index(table, record_id)
-        self._pending.clear()
+        self._catch_up(math.inf)
 
     def keys(self, table: str) -> List[Tuple[str, str]]:
         """Return (updatedAt, id) of every record in the search index, in ascending order."""
-        now = time.monotonic()
-        while self._pending and self._pending[0][0] <= now:
-            _, of_table, record_id = self._pending.pop(0)
-            self._index(of_table, record_id)
+        self._catch_up(self._behaviour.now().timestamp())
         return self._keys[table]
 
     def _changed(self, table: str, record_id: str) -> None:
         self._orders.pop(table, None)
-        if self._behaviour.index_lag_seconds:
-            due = time.monotonic() + self._behaviour.index_lag_seconds
-            self._pending.append((due, table, record_id))
-        else:
-            self._index(table, record_id)
+        now, lag = self._behaviour.now().timestamp(), self._behaviour.index_lag_seconds
+        record = self._records[table].get(record_id)
+        self._pending.append(_Change(now + lag, table, record_id, record))
+        if not lag:
+            # A change without a lag stays visible even if Kustomer's clock is set back.
+            self._catch_up(now)
 
-    def _index(self, table: str, record_id: str) -> None:
+    def _catch_up(self, now: float) -> None:
+        """Index the newest due change of each record. Older changes of the record are void."""
+        waiting: List[_Change] = []
+        indexed = set()
+        for change in reversed(self._pending):
+            record = change.table, change.record_id
+            if record in indexed:
+                continue
+            if change.due > now:
+                waiting.append(change)
+            else:
+                self._index(change)
+                indexed.add(record)
+        self._pending = waiting[::-1]
+
+    def _index(self, change: _Change) -> None:
+        _, table, record_id, new = change
         keys, old = self._keys[table], self._indexed[table].pop(record_id, None)
         if old:
             del keys[bisect.bisect_left(keys, _key(old))]
-        new = self._records[table].get(record_id)
         if new:
             self._indexed[table][record_id] = new
             bisect.insort(keys, _key(new))
@@ -248,11 +258,8 @@ def reset_headers(kind: str, ends: float, now: float) -> Dict[str, str]:
         "epoch": {"x-ratelimit-reset": str(math.ceil(ends))},
         "epoch_ms": {"x-ratelimit-reset": str(math.ceil(ends * 1000))},
         "seconds": {"x-ratelimit-reset": str(math.ceil(left))},
-        "past": {"x-ratelimit-reset": str(math.floor(ends) - 86_400)},
         "absent": {},
-        "rubbish": {"x-ratelimit-reset": "soon"},
         "retry_after": {"Retry-After": str(math.ceil(left))},
-        "date": {"Retry-After": formatdate(math.ceil(ends), usegmt=True)},
     }[kind]
 
 
@@ -262,6 +269,7 @@ class Api:
     def __init__(self, store: Store, behaviour: Behaviour, api_key: str):
         self.store, self.behaviour, self._api_key = store, behaviour, api_key
         self._limits, self._finder = RateLimits(behaviour), Finder(store, behaviour)
+        self._searches = 0
 
     def answer(self, request: Request) -> Answer:
         """Return Kustomer's response, which may be an error."""
@@ -312,12 +320,17 @@ class Api:
         paging = self._paging(request, LIST_MAX, LIST_MAXIMA.get(table, LIST_MAX))
         ids = self.store.listed(table, request.params.get("deleted") == "true")
         reachable = ids if rules.list_window is None else ids[: rules.list_window]
-        if paging.begin >= len(reachable) < len(ids) and rules.list_window_status:
+        if paging.end > len(reachable) < len(ids) and rules.list_window_status:
             raise ApiError(
                 rules.list_window_status, "too_deep", "The page is beyond the limit", "page"
             )
-        records = self.store.page(table, reachable[paging.begin : paging.end])
-        more = paging.end < len(ids if rules.list_window_status else reachable)
+        shown = paging
+        if rules.list_links_on == "repeat":
+            last = max(math.ceil(len(reachable) / paging.size), 1)
+            shown = paging._replace(page=min(paging.page, last))
+        records = self.store.page(table, reachable[shown.begin : shown.end])
+        in_list = paging.end < len(ids if rules.list_window_status else reachable)
+        more = in_list or rules.list_links_on is not None
         known_total = len(ids) if table == "customers" else None
         return self._envelope(request, records, paging, more, known_total)
 
@@ -328,13 +341,10 @@ class Api:
             if not text.isascii() or not text.isdigit() or int(text) < 1:
                 raise ApiError(400, "invalid_parameter", f"{name} must be a positive number", name)
             values[name] = int(text)
-        page, asked = values["page"], values["pageSize"]
-        allowed = rules.allowed_page_sizes
-        too_large = asked > maximum and rules.large_pages == "refuse"
-        if too_large or ("pageSize" in request.params and allowed and asked not in allowed):
+        asked, allowed = values["pageSize"], rules.allowed_page_sizes
+        if "pageSize" in request.params and allowed and asked not in allowed:
             raise ApiError(400, "invalid_parameter", "This pageSize is not allowed", "pageSize")
-        size = min(asked, maximum, rules.page_size_limit or maximum)
-        return Paging(page, rules.forced_page_size or size, asked)
+        return Paging(values["page"], min(asked, maximum, rules.page_size_limit or maximum))
 
     def _search(self, request: Request) -> dict:
         self._check_role(SEARCH_ROLE)
@@ -350,11 +360,11 @@ class Api:
         too_deep = window is not None and paging.page > 1 and paging.end > window
         if paging.page > SEARCH_MAX_PAGES or too_deep:
             raise ApiError(400, "page_limit", "The page is beyond the limit", "page")
-        table, found = CONTEXTS[query.context], self._finder.find(query)
-        if "page" in rules.ignores:
-            paging = paging._replace(page=1)
+        table, replica = CONTEXTS[query.context], self._searches % rules.replicas
+        self._searches += 1
+        found = self._finder.find(query, replica)
         keys = found[paging.begin : paging.end]
-        records = [self.store.shown(table, key[1]) for key in keys if key[1] not in rules.hidden]
+        records = [self.store.indexed(table, key[1]) for key in keys if key[1] not in rules.hidden]
         # If there are more pages, page 100 links to page 101, although page 101 is refused.
         more, total = paging.end < len(found), min(len(found), window or len(found))
         payload = self._envelope(request, records, paging, more, total)
@@ -369,18 +379,23 @@ class Api:
         more: bool,
         total: Optional[int],
     ) -> dict:
-        rules, (page, size, asked) = self.behaviour, paging
-        shown = {"given": {"pageSize": size}, "asked": {"pageSize": asked}, "absent": {}}
-        meta = {**shown[rules.page_size_shown], "page": page}
+        rules, (page, size) = self.behaviour, paging
+        meta = {"pageSize": size, "page": page}
         pages = {"self": page, "first": 1, "prev": page - 1, "next": page + 1 if more else 0}
         if total is not None and rules.shows_total:
             meta.update(total=total, totalPages=math.ceil(total / size))
             pages["last"] = max(meta["totalPages"], 1)
         payload = {"meta": meta, "data": records}
         if rules.shows_links:
-            query = {**request.params, "pageSize": size}
             payload["links"] = {
-                name: f"{request.path}?{urlencode({**query, 'page': number})}" if number else None
+                name: _link(request, number, size) if number else None
                 for name, number in pages.items()
             }
         return payload
+
+
+def _link(request: Request, page: int, size: int) -> str:
+    """Return the link to another page of a request. Kustomer's links begin with these two."""
+    parameters = {"page": page, "pageSize": size}
+    others = {name: text for name, text in request.params.items() if name not in parameters}
+    return f"{request.path}?{urlencode({**parameters, **others})}"

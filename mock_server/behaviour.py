@@ -19,10 +19,11 @@ SEARCH_ROLE = "org.permission.search.create"
 ROLES = frozenset(
     {SEARCH_ROLE, *(f"org.permission.{object_type}.read" for object_type in TYPES.values())}
 )
-COMPANY_SEARCHES = ("knows", "refuses_attribute", "refuses_context", "finds_nothing")
+COMPANY_SEARCHES = ("knows", "refuses_attribute", "finds_nothing")
 USER_LISTS = ("apart", "ignores_deleted", "together")
+LIST_LINKS_ON = ("empty", "repeat")
 ERROR_FORMS = ("common", "detailed")
-RESETS = ("epoch", "epoch_ms", "seconds", "past", "absent", "rubbish", "retry_after", "date")
+RESETS = ("epoch", "epoch_ms", "seconds", "absent", "retry_after")
 
 
 @dataclass
@@ -33,57 +34,55 @@ class Behaviour:
     `search_needs_object_role` is whether search also requires the object's own role. `error_form`
     is "common" (code, message, meta) or "detailed" (status, title, source and more).
 
-    Search: `ignores` may contain "filter" and "page", which search then ignores. Search sorts for
-    `sort_contexts`. `other_sorts` is whether to "ignore" or "refuse" a sort for another context,
-    whose records are in `unsorted_order`: "scattered", or "insertion" for the order in which they
-    were stored. `company_search` is how search treats `company_updated_at`: "knows" supports it,
-    "refuses_attribute" and "refuses_context" return 400 for the attribute or the whole context,
-    and "finds_nothing" returns an empty page, as for a field that is not indexed. Records whose id
-    is in `hidden` are counted and take up space on a page, but are not returned. Counts and pages
-    end at `search_window` records. The index shows a record as it was `index_lag_seconds` ago;
-    with `shows_current`, it finds the record by that state but returns its current state.
+    Search: results are sorted for the contexts in `sort_contexts`. `other_sorts` is whether to
+    "ignore" or "refuse" a sort for another context. Records that are not sorted come in an order
+    that a client cannot predict. `company_search` is how search treats `company_updated_at`:
+    "knows" supports it, "refuses_attribute" returns 400, and "finds_nothing" returns an empty
+    page, as for a field that is not indexed. Records whose id is in `hidden` are counted and take
+    up space on a page, but are not returned. Counts and pages end at `search_window` records. A
+    change becomes visible to search `index_lag_seconds` after it was made, on Kustomer's clock.
+    With `search_is_empty`, every valid search finds nothing. Searches are answered by `replicas`
+    servers in turn: all have the same records, but each has its own order of records with the same
+    `updatedAt`, and of all records if search does not sort.
 
     Lists: `list_order` is "scattered" or "updated" (ascending updatedAt). `lists_show_deleted` is
     whether lists include deleted records. `user_lists` is "apart" if deactivated users are only on
     the list with `deleted=true`, "ignores_deleted" if that parameter has no effect, and "together"
     if the list without the parameter has all users. Lists end at `list_window` records; later
-    pages are empty or return `list_window_status`.
+    pages are empty or return `list_window_status`. With `list_links_on`, every page links to a
+    next page, without end: pages beyond the last one are "empty" or "repeat" the last one.
 
-    Page sizes of both: above the documented maximum, `large_pages` is "clamp" or "refuse".
-    `page_size_limit` is a lower maximum, `forced_page_size` is the size of every page regardless
-    of the request, and any size not in `allowed_page_sizes` is refused. `page_size_shown` is
-    whether responses report the "given" size, the "asked" size, or none ("absent"). `shows_links`
-    and `shows_total` are whether responses have links and counts.
+    Page sizes of both: a larger size than the documented maximum gets the maximum.
+    `page_size_limit` is a lower maximum, and any size not in `allowed_page_sizes` is refused.
+    `shows_links` and `shows_total` are whether responses have links and counts.
 
     Limits and clock: `org_limit` and `search_limit` are the requests per window of
     `window_seconds`. `rate_limit_reset` is one of RESETS, sent with a 429, or with every response
     if `reset_on_every_answer` is set. Kustomer's clock is `clock_offset_seconds` ahead of this
-    machine's (behind, if negative), which affects dates, new updatedAt values and resets.
+    machine's (behind, if negative), which affects dates, new updatedAt values, resets and when
+    search sees a change.
     """
 
     roles: FrozenSet[str] = ROLES
     missing_role_status: int = 403
     search_needs_object_role: bool = True
     error_form: str = "common"
-    ignores: Set[str] = field(default_factory=set)
     sort_contexts: FrozenSet[str] = frozenset(CONTEXTS)
     other_sorts: str = "ignore"
-    unsorted_order: str = "scattered"
     company_search: str = "refuses_attribute"
     hidden: Set[str] = field(default_factory=set)
     search_window: Optional[int] = None
     index_lag_seconds: float = 0.0
-    shows_current: bool = False
+    search_is_empty: bool = False
+    replicas: int = 1
     list_order: str = "scattered"
     lists_show_deleted: bool = False
     user_lists: str = "apart"
     list_window: Optional[int] = None
     list_window_status: Optional[int] = None
-    large_pages: str = "clamp"
+    list_links_on: Optional[str] = None
     page_size_limit: Optional[int] = None
-    forced_page_size: Optional[int] = None
     allowed_page_sizes: Optional[FrozenSet[int]] = None
-    page_size_shown: str = "given"
     shows_links: bool = True
     shows_total: bool = True
     org_limit: int = 1000

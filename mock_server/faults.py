@@ -15,9 +15,8 @@ KINDS = {
     "timeout": "keeps the connection open for SECONDS without a response, then closes it",
     "reset": "resets the connection",
     "truncated": "sends half of the response",
-    "html": "responds with status 200 and an HTML page",
+    "html": "responds with an HTML page, as a proxy does",
     "timed_out": "responds with some of the records and meta.timed_out",
-    "drip": "sends the response byte by byte, one every SECONDS",
 }
 
 
@@ -41,6 +40,11 @@ PARTS = {
     "times": (_number(int, 0, _MANY), "the most requests affected (default: no limit)"),
     "path": (str, "only requests whose path ends with this (default: all)"),
     "seconds": (_number(float, 0, _MANY), "the duration, 0 or more (default 0)"),
+    "status": (_number(int, 200, 599), "the status of html, 200 to 599 (default 200)"),
+    "retry_after": (
+        _number(float, 0, _MANY),
+        "the seconds in the header Retry-After of a status or html",
+    ),
 }
 
 
@@ -49,15 +53,18 @@ class Fault:
     """A fault to produce.
 
     Args:
-        kind: one of KINDS. "latency" delays a response, "drip" sends it byte by byte, and every
-            other kind replaces it.
+        kind: one of KINDS. "latency" delays a response, and every other kind replaces it.
         rate: the share of requests affected.
         after: how many requests to skip first.
         times: the most requests affected; None for no limit.
         path: affects only requests whose path ends with this.
-        seconds: the delay of "latency", the time between two bytes of "drip", or how long
-            "timeout" keeps the connection open.
-        headers: additional headers for a status, such as x-ratelimit-reset.
+        seconds: the delay of "latency", or how long "timeout" keeps the connection open.
+        status: the status of "html".
+        retry_after: the seconds in the header Retry-After of a status or "html"; None for no such
+            header.
+        headers: additional headers of a status or "html", such as x-ratelimit-reset.
+
+    `affected` is the number of requests affected so far.
     """
 
     kind: str
@@ -66,11 +73,16 @@ class Fault:
     times: Optional[int] = None
     path: str = ""
     seconds: float = 0.0
+    status: int = 200
+    retry_after: Optional[float] = None
     headers: Dict[str, str] = field(default_factory=dict)
+    affected: int = field(default=0, init=False)
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"a fault is one of {', '.join(KINDS)}, not {self.kind!r}")
+        if self.retry_after is not None:
+            self.headers = {"Retry-After": f"{self.retry_after:.15g}", **self.headers}
 
 
 def parse_fault(text: str) -> Fault:
@@ -110,10 +122,9 @@ class FaultOrders:
         return [fault for fault in self._orders if self._affects(fault, path, number)]
 
     def _affects(self, fault: Fault, path: str, number: int) -> bool:
-        if not path.endswith(fault.path) or number <= fault.after or fault.times == 0:
+        if not path.endswith(fault.path) or number <= fault.after or fault.affected == fault.times:
             return False
         if self._random.random() >= fault.rate:
             return False
-        if fault.times is not None:
-            fault.times -= 1
+        fault.affected += 1
         return True

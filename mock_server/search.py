@@ -60,8 +60,7 @@ def parse_query(body, rules: Behaviour) -> Query:
     if unknown:
         raise QueryError("invalid_body", "Unknown field", unknown[0])
     context = body.get("queryContext", "customer")
-    refused = context == "company" and rules.company_search == "refuses_context"
-    if context not in CONTEXTS or refused:
+    if context not in CONTEXTS:
         raise QueryError("invalid_context", "Unknown queryContext", "queryContext")
     return Query(
         context,
@@ -111,14 +110,13 @@ class Finder:
     def __init__(self, store, rules: Behaviour):
         self._store, self._rules = store, rules
 
-    def find(self, query: Query) -> List[Key]:
-        """Return the (updatedAt, id) of all matching records, in the order of the response."""
+    def find(self, query: Query, replica: int) -> List[Key]:
+        """Return the (updatedAt, id) of all matching records, in the order of a replica."""
         table, own = CONTEXTS[query.context], f"{query.context}_updated_at"
-        criteria = [] if "filter" in self._rules.ignores else query.criteria
-        if any(self._is_unmapped(criterion.attribute) for criterion in criteria):
+        if self._finds_nothing(query):
             return []
         low, high, others = "", _HIGH, []
-        for criterion in criteria:
+        for criterion in query.criteria:
             attribute, operator, bound = criterion
             if attribute != own:
                 others.append(criterion)
@@ -131,20 +129,28 @@ class Finder:
         found = keys[bisect.bisect_left(keys, (low, "")) : bisect.bisect_left(keys, (high, ""))]
         if others or not query.include_deleted:
             found = [key for key in found if self._matches(table, key[1], query, others)]
-        return self._ordered(table, found, query.sort)
+        return self._ordered(table, found, query.sort, replica)
 
-    def _is_unmapped(self, attribute: str) -> bool:
-        """Return whether the index lacks an attribute, so that no bound on it can match."""
-        return attribute == "company_updated_at" and self._rules.company_search == "finds_nothing"
+    def _finds_nothing(self, query: Query) -> bool:
+        """Return whether the index is empty, or lacks an attribute that the query refers to."""
+        if self._rules.search_is_empty:
+            return True
+        attributes = {criterion.attribute for criterion in query.criteria}
+        return "company_updated_at" in attributes and self._rules.company_search == "finds_nothing"
 
-    def _ordered(self, table: str, found: List[Key], sort: Optional[Tuple[str, str]]) -> List[Key]:
+    def _ordered(
+        self, table: str, found: List[Key], sort: Optional[Tuple[str, str]], replica: int
+    ) -> List[Key]:
+        """Sort keys as a query requests, and what that leaves open as the replica does.
+
+        The first replica (0) puts records that share a time into the order of their ids.
+        """
+        if sort is None or replica:
+            found.sort(key=lambda key: scattered(f"{replica or ''}{key[1]}"))
         if sort is None:
-            if self._rules.unsorted_order == "scattered":
-                return sorted(found, key=lambda key: scattered(key[1]))
-            places = self._store.insertion_order(table)
-            return sorted(found, key=lambda key: places.get(key[1], -1))
+            return found
         attribute, direction = sort
-        if attribute.endswith("_created_at"):
+        if replica or attribute.endswith("_created_at"):
             found.sort(key=lambda key: self._value(table, key[1], attribute))
         return found if direction == "asc" else found[::-1]
 

@@ -10,15 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Callable, List, NamedTuple, Optional
 from urllib.parse import parse_qsl, urlsplit
 
-import orjson
-
 from mock_server.api import Answer, Api, Request, Store
 from mock_server.behaviour import Behaviour
 from mock_server.faults import Fault, FaultOrders
 from mock_server.records import Records
 
 API_KEY = "mock-api-key"
-_HTML = b"<!doctype html><html><body>The service is taking a break.</body></html>"
+_HTML = b"<!doctype html><html><body>The proxy cannot show this page.</body></html>"
 _GZIP_FROM_BYTES = 1_000
 
 
@@ -158,6 +156,9 @@ class MockKustomer:
 
 def _json_bytes(payload) -> bytes:
     """Return a payload as JSON. Serializing is most of what the mock does, so it has to be fast."""
+    # Imported here, so that the command line can say what to install if it is missing.
+    import orjson
+
     try:
         return orjson.dumps(payload)
     except TypeError:
@@ -220,7 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.kind.isdigit():
             self._send_status(request, int(fault.kind), fault)
         elif fault.kind == "html":
-            self._send(request, 200, _HTML, {"Content-Type": "text/html"}, fault.kind)
+            headers = {"Content-Type": "text/html", **fault.headers}
+            self._send(request, fault.status, _HTML, headers, fault.kind)
         elif fault.kind in ("timeout", "reset"):
             self.server.mock.note(request, fault.kind)
             self._drop(fault)
@@ -255,8 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = _json_bytes(payload)
         if fault.kind == "truncated":
             content = content[: len(content) // 2]
-        drip = fault.seconds if fault.kind == "drip" else 0.0
-        self._send(request, answer.status, content, answer.headers, fault.kind, drip)
+        self._send(request, answer.status, content, answer.headers, fault.kind)
 
     def _send(
         self,
@@ -265,12 +266,8 @@ class _Handler(BaseHTTPRequestHandler):
         content: bytes,
         headers: dict,
         outcome: str = "",
-        drip_seconds: float = 0.0,
     ) -> None:
-        """Record the exchange and send the response. `outcome` defaults to the status.
-
-        With `drip_seconds`, the body is sent byte by byte, that many seconds apart.
-        """
+        """Record the exchange and send the response. `outcome` defaults to the status."""
         accepted = request.headers.get("Accept-Encoding", "")
         self.send_response_only(status)
         if self.server.mock.compress and "gzip" in accepted and len(content) >= _GZIP_FROM_BYTES:
@@ -284,10 +281,5 @@ class _Handler(BaseHTTPRequestHandler):
         # response.
         self.server.mock.note(request, outcome or str(status), len(content))
         self.end_headers()
-        size = 1 if drip_seconds else len(content) or 1
-        for begin in range(0, len(content), size):
-            if begin:
-                self.wfile.flush()
-                self.server.mock.pause(drip_seconds)
-            self.wfile.write(content[begin : begin + size])
+        self.wfile.write(content)
         self.wfile.flush()

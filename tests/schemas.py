@@ -10,7 +10,7 @@ COUNT = {"type": "integer", "minimum": 0}
 ID = {"type": "string", "pattern": "^[0-9a-f]{24}$"}
 OBJECT = {"type": "object"}
 LIST = {"type": "array"}
-PATH = {"type": "string", "pattern": r"^/v1/[a-z]+(/[a-z]+)?(\?\S*)?$"}
+PATH = {"type": "string", "pattern": r"^/v1/[a-z]+(/[a-z]+)?\?page=\d+&pageSize=\d+(&\S+)?$"}
 RECORD_PATH = {"type": "string", "pattern": r"^/v1/[A-Za-z/]+/[0-9a-f]{24}(/messages)?$"}
 
 
@@ -184,8 +184,7 @@ def page_schema(table: str, is_search: bool = False, without: frozenset = frozen
             "links": _object({"self": RECORD_PATH}),
         }
     )
-    meta = {name: part for name, part in _PAGE_META.items() if name not in without}
-    meta.update(_TOTALS if counted else {})
+    meta = {**_PAGE_META, **(_TOTALS if counted else {})}
     if is_search:
         meta["aggregations"] = OBJECT
     links = {**_LINKS, **({"last": PATH} if counted else {})}

@@ -12,7 +12,7 @@ from mock_server.records import TYPES, time_text
 
 ALL_TABLES = [table.name for table in connector.TABLES]
 # The tables that are read if `additional_tables` is not set.
-TABLES = [table.name for table in connector.TABLES if not table.on_request]
+TABLES = [name for name in ALL_TABLES if name not in connector.ADDITIONAL_TABLES]
 COLUMNS = {
     table.name: {name: column.type for name, column in table.columns.items()}
     for table in connector.TABLES

@@ -110,14 +110,14 @@ def failures() -> list:
         sync_failure(roles=ROLES - {SEARCH_ROLE}),
         sync_failure(fault="429"),
         sync_failure(fault="503"),
-        sync_failure(endless=True),
+        sync_failure(list_window=100, list_window_status=400),
         sync_failure(state={"cursor": "1"}),
     ]
 
 
 WRONG_SETTINGS = [
     {"api_key": ""},
-    {"api_key": "Bearer k"},
+    {"api_key": "k k"},
     {"retry_attempts": 3},
     {"retry_attempts": "11"},
     {"enable_debug_logging": "maybe"},
@@ -132,23 +132,14 @@ def configuration_failure(**wrong) -> str:
     return str(error.value)
 
 
-def sync_failure(roles=ROLES, fault="", key="", endless=False, state=None) -> str:
+def sync_failure(roles=ROLES, fault="", key="", state=None, **behaviour) -> str:
     destination = Destination()
     destination.state = state or {}
     records = make_records(companies=150, customers=3)
-    with mock(records, roles=roles) as server, pytest.MonkeyPatch.context() as patch:
+    with mock(records, roles=roles, **behaviour) as server, pytest.MonkeyPatch.context() as patch:
         patch.setattr(connector, "op", destination)
         if fault:
             server.order(Fault(fault))
-        if endless:
-            server.rewrite = (
-                lambda request, answer: (
-                    answer.payload["links"].update(next="/v1/companies")
-                    if request.path == "/v1/companies"
-                    else None
-                )
-                or answer
-            )
         try:
             sync(server, destination, **({"api_key": key} if key else {}))
         except Exception as error:
