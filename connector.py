@@ -909,8 +909,7 @@ def update(configuration: dict, state: dict) -> None:
                 raise SyncStoppedError(" ".join([*failures, str(error)])) from None
             except KustomerError as error:
                 failures.append(f"{table.name}: {error}")
-                message = "could not be read. The sync continues with the other tables."
-                __log(log.warning, f"{table.name} {message}")
+                __log(log.warning, f"{table.name} could not be read. The sync continues.")
     __log(log.info, f"Kustomer sync: {totals}.")
     if failures:
         raise KustomerError(" ".join(failures))
@@ -1200,16 +1199,9 @@ def get_rows(
             stack.callback(__show_warnings, active)
             time_range = get_time_range(last_sync_time, configuration, now=__now(active))
             start, beginning = map(__parse_time, time_range.values())
-            search = Search(
-                active,
-                table,
-                start,
-                cursor=resume_at or start + __OVERLAP,
-                beginning=beginning,
-                settled=beginning - __OVERLAP,
-                is_first=last_sync_time is None,
-                resumes=resume_at is not None,
-            )
+            cursor, settled = resume_at or start + __OVERLAP, beginning - __OVERLAP
+            is_first, resumes = last_sync_time is None, resume_at is not None
+            search = Search(active, table, start, cursor, beginning, settled, is_first, resumes)
             table_pages = __table_pages(search)
             for page in __read_ahead(active, map(partial(__make_rows, table), table_pages)):
                 __show_warnings(active)
@@ -1279,7 +1271,7 @@ def __table_pages(search: "Search") -> Iterator[Page]:
     can_search = client.settings.enable_incremental_sync
     if not table.search_is_documented:
         first = next(pages)
-        if first.is_last:
+        if first.is_last and first.records:
             # This page is the whole table.
             yield from __mirrored([first])
             return
@@ -1397,7 +1389,7 @@ __SEARCH_HORIZON = timedelta(days=2 * 365)
 # With smaller pages, the 100 pages of a query would not hold a few thousand records that share
 # one updatedAt.
 __SEARCH_PAGE_MIN_RECORDS = 100
-# Not documented, but observed by other clients: counts and pages end at this many records.
+# Not documented, but observed by other clients: counts, pages and lists end at this many records.
 __SEARCH_MAX_COUNT = 10_000
 # With these statuses and an error message of its own, Kustomer refuses a search.
 __SEARCH_REFUSALS = frozenset({400, 401, 403, 404, 405, 422})
@@ -1782,11 +1774,14 @@ def __keep_new_records(listing: Listing, page: Page) -> None:
     known.update(versions)
     while len(known) > __LIST_KNOWN_RECORDS:
         del known[next(iter(known))]
+    if has_new:
+        listing.known_pages = 0
+    elif not listing.steps:
+        listing.known_pages += 1
     if listing.reached > listing.furthest:
         # Only getting further counts, because records that keep moving could hold the reading back
         # for ever.
         listing.furthest, listing.steps = listing.reached, 0
-        listing.known_pages = 0 if has_new else listing.known_pages + 1
     is_over = not page.more or listing.known_pages >= __LIST_MAX_KNOWN_PAGES
     page.is_last = is_over or not listed
     if page.is_last:
@@ -1798,6 +1793,9 @@ def __check_end(listing: Listing, page: Page, read: int) -> None:
     overlap."""
     if page.total is not None and page.total > read:
         problem = f"Kustomer counts {page.total} records, but its list ended after {read}"
+        __note_missing(listing, page, problem)
+    elif page.total is None and read == __SEARCH_MAX_COUNT:
+        problem = f"the list ended after exactly {read} records, which may not be all"
         __note_missing(listing, page, problem)
     elif listing.is_numbered and listing.page_start:
         listing.client.warnings.append(

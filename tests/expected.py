@@ -165,38 +165,55 @@ def _expected_row(table: str, record: dict) -> dict:
     for column, name in _RELATED.get(table, {}).items():
         related = record["relationships"].get(name)
         row[column] = related["data"]["id"] if related else None
-    row.update(_special(table, attributes))
+    if table in _SPECIAL:
+        row.update(_SPECIAL[table](attributes))
     return row
 
 
-def _special(table: str, attributes: dict) -> dict:
-    if table == "customers":
-        emails, phones = attributes.get("emails") or [], attributes.get("phones") or []
-        verified = [entry for entry in emails if entry["verified"]]
-        external = attributes.get("externalId")
-        if not external and attributes.get("externalIds"):
-            external = attributes["externalIds"][0]["externalId"]
-        return {
-            "email": (verified + emails + [{"email": None}])[0]["email"],
-            "phone": phones[0]["phone"] if phones else None,
-            "external_id": external,
-        }
-    if table == "companies":
-        websites = [url["url"] for url in attributes.get("urls", []) if url["type"] == "website"]
-        domains = attributes.get("domains")
-        names = domains and [d["domain"] if isinstance(d, dict) else d for d in domains]
-        return {
-            "website": websites[0] if websites else None,
-            "domains": json.dumps(names, separators=(",", ":")) if names else None,
-        }
-    if table == "messages":
-        return {"subject": attributes.get("subject") or attributes.get("meta", {}).get("subject")}
-    if table == "conversations":
-        # The column is a STRING, whichever type Kustomer returns.
-        return {"satisfaction": json.dumps(attributes["satisfaction"])}
-    if table == "users":
-        return {"deactivated": "deletedAt" in attributes}
-    return {}
+def _of_customer(attributes: dict) -> dict:
+    emails, phones = attributes.get("emails") or [], attributes.get("phones") or []
+    verified = [entry for entry in emails if entry["verified"]]
+    external = attributes.get("externalId")
+    if not external and attributes.get("externalIds"):
+        external = attributes["externalIds"][0]["externalId"]
+    return {
+        "email": (verified + emails + [{"email": None}])[0]["email"],
+        "phone": phones[0]["phone"] if phones else None,
+        "external_id": external,
+    }
+
+
+def _of_company(attributes: dict) -> dict:
+    websites = [url["url"] for url in attributes.get("urls", []) if url["type"] == "website"]
+    domains = attributes.get("domains")
+    names = domains and [d["domain"] if isinstance(d, dict) else d for d in domains]
+    return {
+        "website": websites[0] if websites else None,
+        "domains": json.dumps(names, separators=(",", ":")) if names else None,
+    }
+
+
+def _of_message(attributes: dict) -> dict:
+    return {"subject": attributes.get("subject") or attributes.get("meta", {}).get("subject")}
+
+
+def _of_conversation(attributes: dict) -> dict:
+    # The column is a STRING, whichever type Kustomer returns.
+    return {"satisfaction": json.dumps(attributes["satisfaction"])}
+
+
+def _of_user(attributes: dict) -> dict:
+    return {"deactivated": "deletedAt" in attributes}
+
+
+# The columns that are not read from an attribute or a relationship as it is.
+_SPECIAL = {
+    "customers": _of_customer,
+    "companies": _of_company,
+    "messages": _of_message,
+    "conversations": _of_conversation,
+    "users": _of_user,
+}
 
 
 def source_rows(server: MockKustomer, table: str) -> Dict[str, dict]:

@@ -1,5 +1,7 @@
 """The connector with the real SDK and a real DuckDB file."""
 
+from datetime import datetime, timedelta, timezone
+
 import pytest
 
 import connector
@@ -18,6 +20,8 @@ COUNTS = {
     "teams": 5,
     "tags": 9,
 }
+# Old enough for none of the records to come again if the day ends between two syncs.
+BEFORE = datetime.now(timezone.utc) - timedelta(days=3)
 _DUCKDB_TYPES = {
     "STRING": "VARCHAR",
     "BOOLEAN": "BOOLEAN",
@@ -29,7 +33,7 @@ _DUCKDB_TYPES = {
 @pytest.fixture(scope="module")
 def synced(tmp_path_factory):
     """Yield a project after a first sync of all tables, its mock, and the output of the sync."""
-    with mock(make_records(**COUNTS)) as server:
+    with mock(make_records(**COUNTS, before=BEFORE)) as server:
         project = Project(tmp_path_factory.mktemp("project"), server, additional_tables="all")
         yield project, server, project.debug()
 

@@ -1,21 +1,48 @@
-"""Whole syncs: roles, windows, checkpoints, frequency and log."""
+"""Whole syncs: roles, windows, cursors, checkpoints, frequency and log."""
 
+import re
+import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
 
 import connector
 from mock_server import Fault, make_records
-from mock_server.behaviour import ROLES
+from mock_server.behaviour import ROLES, SEARCH_ROLE
 from mock_server.records import time_text
 from tests.expected import assert_mirrors
 from tests.support import TABLES, bare_records, even_times, mock, searches, sync
 
+DAY = 86_400
 RECORDS = make_records(customers=120, companies=30, brands=3, messages=200)
 
 
 def ago(**span) -> str:
-    return time_text(datetime.now(timezone.utc) - timedelta(**span))
+    # Unlike datetime.now(), time.time() shows the time of the fixture `clock`.
+    return time_text(datetime.fromtimestamp(time.time(), timezone.utc) - timedelta(**span))
+
+
+def starts(server) -> dict:
+    """Return where the first search of each context starts."""
+    found: dict = {}
+    for request in searches(server):
+        (bounds,) = request.body["and"][0].values()
+        found.setdefault(request.body["queryContext"], bounds["gte"])
+    return found
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def earlier(text: str, **span) -> str:
+    """Return the time that lies so much before another one."""
+    return time_text(moment(text) - timedelta(**span))
+
+
+def to_noon(clock) -> None:
+    """Move the clock to noon of the next day, so that no test sees a change of the day."""
+    clock.move(1.5 * DAY - time.time() % DAY)
 
 
 def test_the_time_of_each_table_is_saved_after_it_is_read(destination):
@@ -28,32 +55,6 @@ def test_the_time_of_each_table_is_saved_after_it_is_read(destination):
     assert seen == [set(TABLES[:1]), set(TABLES[:2]), set(TABLES[:3]), set(TABLES)]
     for value in destination.state["last_sync_time"].values():
         assert before <= value <= after
-
-
-def test_the_cursor_of_a_searched_table_is_saved_every_5000_rows(destination):
-    records = bare_records("messages", even_times(12_500))
-    with mock(records) as server:
-        sync(server, destination)
-    updates = sorted(r["attributes"]["updatedAt"] for r in records["messages"].values())
-    times = [state["unfinished"].get("messages") for state in destination.states]
-    within = [value for value in times if value]
-    assert len(within) == 2
-    counts = [sum(update <= value for update in updates) for value in within]
-    assert 5000 <= counts[0] < 5500 and 5000 <= counts[1] - counts[0] < 5500
-
-
-def test_while_a_list_is_read_rows_are_saved_but_the_cursor_does_not_move(destination):
-    records = bare_records("companies", even_times(7000))
-    with mock(records) as server:
-        server.rewrite = lambda request, answer: (
-            answer._replace(status=400, payload={})
-            if request.path == "/v1/companies" and request.params["page"] == "60"
-            else answer
-        )
-        with pytest.raises(connector.KustomerError):
-            sync(server, destination)
-    assert len(destination.rows["companies"]) >= 5000
-    assert "companies" not in destination.state["last_sync_time"]
 
 
 def test_the_window_starts_ten_minutes_before_the_last_sync():
@@ -98,14 +99,12 @@ def test_the_overlap_is_delivered_again_and_does_not_move_the_cursor_back(destin
         server.store.change("messages", record_id, status="read")
         sync(server, destination)
         destination.delivered.clear()
+        # A saved time may be ahead of the clock.
+        ahead = ago(minutes=-5)
+        destination.state["last_sync_time"]["messages"] = ahead
         sync(server, destination)
     assert ("messages", record_id) in destination.delivered
-    times = [
-        state["last_sync_time"]["messages"]
-        for state in destination.states
-        if "messages" in state["last_sync_time"]
-    ]
-    assert times == sorted(times)
+    assert destination.state["last_sync_time"]["messages"] == ahead
 
 
 def test_a_table_that_was_read_more_recently_than_the_frequency_is_skipped(destination, capsys):
@@ -151,7 +150,7 @@ def test_a_missing_role_of_one_table_does_not_disable_search_for_others(destinat
         with pytest.raises(connector.KustomerError, match="org.permission.customer.read"):
             sync(server, destination)
         assert_mirrors(destination, server, ["companies", "brands", "messages"])
-        assert [r.body["queryContext"] for r in searches(server)] == ["customer", "message"]
+        assert starts(server).keys() == {"customer", "message"}
         assert "/v1/messages" not in {request.path for request in server.requests}
     assert not destination.warnings
 
@@ -179,38 +178,37 @@ def test_the_mock_refuses_any_key_except_its_own(destination):
 def test_a_404_for_the_current_user_is_ignored(destination):
     with mock(RECORDS) as server:
         server.rewrite = lambda request, answer: (
-            answer._replace(status=404, payload={}) if "users" in request.path else answer
+            answer._replace(status=404, payload={"errors": [{"code": "not_found"}]})
+            if "users" in request.path
+            else answer
         )
         sync(server, destination)
         assert_mirrors(destination, server)
 
 
 def test_the_single_time_of_an_older_state_applies_to_every_table(destination):
-    destination.state = {"last_sync_time": ago(days=1)}
+    saved = ago(days=1)
+    destination.state = {"last_sync_time": saved}
     with mock(RECORDS) as server:
         sync(server, destination)
-        bounds = [list(r.body["and"][0].values())[0]["gte"] for r in searches(server)]
-    assert all(bound[:13] == ago(days=1, minutes=10)[:13] for bound in bounds)
+        begin = earlier(saved, days=2, minutes=10)
+        assert starts(server) == {"customer": begin, "message": begin}
     assert set(destination.state["last_sync_time"]) == set(TABLES)
 
 
-@pytest.mark.parametrize(
-    ("saved", "trouble"),
-    [
-        ("rubbish", "is not a time"),
-        (5, "is not a time"),
-        (None, "is not a time"),
-        pytest.param(ago(days=-1), "is in the future", id="tomorrow"),
-    ],
-)
-def test_a_table_with_an_invalid_saved_time_is_read_from_the_start(saved, trouble, destination):
-    destination.state = {"last_sync_time": {"customers": saved, "messages": ago(days=1)}}
+@pytest.mark.parametrize("kind", ["last_sync_time", "unfinished"])
+@pytest.mark.parametrize("saved", ["rubbish", 5, None, pytest.param(ago(days=-1), id="tomorrow")])
+def test_a_table_with_an_invalid_saved_time_is_read_from_the_start(saved, kind, destination):
+    times = {"customers": ago(days=1), "messages": ago(days=1)}
+    destination.state = {"last_sync_time": times, "unfinished": {}}
+    destination.state[kind] = {**destination.state[kind], "customers": saved}
     with mock(RECORDS) as server:
         sync(server, destination)
         assert_mirrors(destination, server, ["customers"])
-    assert destination.warnings == [
-        f"customers: the saved last_sync_time {trouble}; the table is read from the start."
-    ]
+        assert len(destination.rows["messages"]) < 200
+    (warning,) = destination.warnings
+    assert warning.startswith(f"customers: the saved {kind} is ")
+    assert warning.endswith("; the table is read from the start.")
 
 
 def test_a_saved_time_that_is_ahead_by_less_than_the_overlap_is_kept(destination):
@@ -242,7 +240,8 @@ def test_a_table_that_no_longer_exists_is_dropped_from_the_state(destination):
 
 
 def test_the_log_has_a_line_with_the_windows_and_one_line_per_table(destination, capsys):
-    destination.state = {"last_sync_time": {"companies": "2026-11-20T00:00:00.000Z"}}
+    saved = ago(days=5)
+    destination.state = {"last_sync_time": {"companies": saved}}
     with mock(RECORDS) as server:
         server.store.delete("customers", server.store.listed("customers")[0])
         sync(server, destination)
@@ -251,14 +250,15 @@ def test_the_log_has_a_line_with_the_windows_and_one_line_per_table(destination,
     ]
     assert lines[0] == (
         "Kustomer sync: customers changed in the last 90 days, "
-        "companies changed since 2026-11-20T00:00:00.000Z, all brands, "
+        f"companies changed since {earlier(saved, days=2)}, all brands, "
         "messages changed in the last 90 days."
     )
     deleted = len(destination.deleted["customers"])
-    assert deleted and lines[1] == (
-        f"customers: {120 - deleted} rows upserted, {deleted} deleted, 1 request, " "waited 0.0 s."
+    assert lines[1] == "API key: 1 request, waited 0.0 s."
+    assert deleted and lines[2] == (
+        f"customers: {120 - deleted} rows upserted, {deleted} deleted, 1 request, waited 0.0 s."
     )
-    assert [line.split(":")[0] for line in lines[1:]] == [*TABLES, "Kustomer sync"]
+    assert [line.split(":")[0] for line in lines[2:]] == [*TABLES, "Kustomer sync"]
     rows = 120 - deleted + len(destination.rows["companies"]) + 3 + 200
     whole = f"{rows} rows upserted, {deleted} deleted, 5 requests, waited 0.0 s"
     assert lines[-1] == f"Kustomer sync: {whole}."
@@ -271,27 +271,19 @@ def test_debug_logging_adds_a_line_for_each_request(destination, capsys):
         requests = [line for line in lines if " ms" in line]
         assert len(requests) == len(server.requests)
     assert "companies: list page 1: status 200, rate limit remaining 99" in requests[2]
-    assert "30 records, " in requests[2]
 
 
-def test_long_syncs_log_their_progress_every_30_seconds(destination, capsys, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(connector.time, "monotonic", lambda: clock[0])
+def test_long_syncs_log_their_progress_every_30_seconds(destination, capsys, clock):
     records = bare_records("messages", even_times(2000))
     with mock(records) as server:
-
-        def let_time_pass(request):
-            clock[0] += 20
-
-        server.before_answer = let_time_pass
+        server.before_answer = lambda request: clock.move(20)
         sync(server, destination, max_records_per_page="100")
         requests = len(server.requests)
     lines = [line for line in capsys.readouterr().out.splitlines() if "rows per second" in line]
     lines = [line for line in lines if "messages: " in line]
-    assert 5 <= len(lines) <= requests * 20 / 30
-    assert (
-        "messages: 100 of about 2000 rows, " in lines[0] and " s left, read through 20" in lines[0]
-    )
+    assert 3 <= len(lines) <= requests * 20 / 30
+    progress = r"messages: \d+ rows of about 2000, about \d+ s left, \d+ rows per second"
+    assert re.search(progress, "".join(lines))
 
 
 def test_an_error_of_the_destination_ends_the_sync_unchanged(destination, monkeypatch):
@@ -304,7 +296,22 @@ def test_an_error_of_the_destination_ends_the_sync_unchanged(destination, monkey
             sync(server, destination)
 
 
-def test_an_unfinished_table_is_read_immediately_regardless_of_the_frequency(destination):
+def test_a_table_is_due_by_its_last_sync_time_alone(destination):
+    recent, yesterday = ago(minutes=30), ago(days=1)
+    destination.state = {
+        "last_sync_time": {"customers": recent, "messages": yesterday},
+        "unfinished": {"customers": yesterday, "messages": recent},
+    }
+    with mock(RECORDS) as server:
+        sync(server, destination, sync_frequency_hours="6")
+        assert starts(server) == {"message": earlier(recent, minutes=10)}
+    assert destination.state["unfinished"] == {"customers": yesterday}
+
+
+# Cursors.
+
+
+def test_an_interrupted_first_sync_resumes_regardless_of_the_frequency(destination):
     records = bare_records("messages", even_times(12_000))
     with mock(records) as server:
         server.order(Fault("reset", after=32))
@@ -312,44 +319,180 @@ def test_an_unfinished_table_is_read_immediately_regardless_of_the_frequency(des
             sync(server, destination, sync_frequency_hours="168", retry_attempts="0")
         server.clear_faults()
         assert 0 < len(destination.rows["messages"]) < 12_000
-        assert "messages" in destination.state["unfinished"]
+        begin, server.exchanges[:] = destination.state["unfinished"]["messages"], []
         sync(server, destination, sync_frequency_hours="168")
+        assert_mirrors(destination, server)
+        assert starts(server)["message"] == earlier(begin, minutes=10)
+    assert destination.state["unfinished"] == {}
+
+
+def test_cursors_never_pass_what_is_delivered_and_are_saved_about_every_5000_rows(
+    destination, monkeypatch
+):
+    records = bare_records("messages", even_times(12_500))
+    updates = {i: r["attributes"]["updatedAt"] for i, r in records["messages"].items()}
+    cursors, counts, checkpoint = [], [], destination.checkpoint
+
+    def check(state):
+        checkpoint(state)
+        cursor = state["unfinished"].get("messages")
+        if cursor:
+            delivered = destination.rows["messages"].keys()
+            assert {i for i, updated in updates.items() if updated < cursor} <= delivered
+            cursors.append(cursor)
+            counts.append(len(delivered))
+
+    monkeypatch.setattr(destination, "checkpoint", check)
+    with mock(records) as server:
+        sync(server, destination)
+    assert len(cursors) == 2 and cursors == sorted(cursors)
+    assert 5_000 <= counts[0] < 5_500 and 5_000 <= counts[1] - counts[0] < 5_500
+    assert "messages" in destination.state["last_sync_time"]
+
+
+def test_the_first_read_of_a_day_goes_back_two_days_more(destination, clock):
+    to_noon(clock)
+    with mock(RECORDS) as server:
+        sync(server, destination)
+        for hours, days in ((1, 0), (23, 2), (1, 0), (100, 2)):
+            last = destination.state["last_sync_time"]
+            clock.move(hours * 3600)
+            server.exchanges.clear()
+            sync(server, destination)
+            assert starts(server) == {
+                "customer": earlier(last["customers"], days=days, minutes=10),
+                "message": earlier(last["messages"], days=days, minutes=10),
+            }
+
+
+def test_a_read_that_resumes_does_not_go_back_two_days_more(destination):
+    last, stopped = ago(days=9), ago(days=2)
+    destination.state = {
+        "last_sync_time": {"customers": last, "messages": last},
+        "unfinished": {"messages": stopped},
+    }
+    with mock(RECORDS) as server:
+        sync(server, destination)
+        assert starts(server) == {
+            "customer": earlier(last, days=2, minutes=10),
+            "message": earlier(stopped, minutes=10),
+        }
+    assert destination.state["unfinished"] == {}
+
+
+@pytest.mark.parametrize("every", [1, 6, 24], ids="every {} hours".format)
+@pytest.mark.parametrize("hour", [0, 11, 23], ids="changed at {}:30".format)
+def test_what_search_shows_late_once_arrives_by_the_first_sync_of_the_next_day(
+    hour, every, destination, clock
+):
+    to_noon(clock)
+    with mock(bare_records("messages", even_times(3))) as server:
+        changed = server.store.listed("messages")[0]
+        sync(server, destination)
+        clock.move((12 + hour + 0.5) * 3600)
+        server.behaviour.index_lag_seconds = 20 * 3600
+        server.store.change("messages", changed, status="late")
+        server.behaviour.index_lag_seconds = 0
+        # Until the first sync that begins on a day after the change became visible.
+        for _ in range(0, 48, every):
+            clock.move(every * 3600)
+            sync(server, destination)
+        assert_mirrors(destination, server, ["messages"])
+
+
+def test_a_cursor_that_is_older_than_two_years_begins_there_with_a_warning(destination):
+    destination.state = {"last_sync_time": {"customers": ago(days=800), "messages": ago(days=1)}}
+    with mock(RECORDS) as server:
+        sync(server, destination)
+        start = starts(server)["customer"]
+    assert abs(moment(start) - moment(ago(days=730))) < timedelta(minutes=1)
+    (warning,) = destination.warnings
+    assert warning.startswith("customers: search covers only the last two years")
+    assert "historical re-sync" in warning
+
+
+def without_search(server, settings: dict) -> None:
+    """Take the search role away."""
+    server.behaviour.roles = ROLES - {SEARCH_ROLE}
+
+
+def without_incremental_sync(server, settings: dict) -> None:
+    """Turn incremental sync off."""
+    settings["enable_incremental_sync"] = "false"
+
+
+@pytest.mark.parametrize("turn_off", [without_search, without_incremental_sync])
+def test_after_lists_stood_in_for_search_it_starts_where_it_would_have_before(
+    turn_off, destination, clock
+):
+    to_noon(clock)
+    records = {**RECORDS, **bare_records("companies", even_times(120))}
+    with mock(records, company_search="knows") as server:
+        sync(server, destination)
+        began = destination.state["last_sync_time"]
+        settings: dict = {}
+        turn_off(server, settings)
+        searched = ("customers", "companies", "messages")
+        for table in searched:
+            clock.move(1800)
+            server.store.delete(table, server.store.listed(table)[0])
+            sync(server, destination, **settings)
+            assert destination.state["unfinished"] == {table: began[table] for table in searched}
+            assert destination.state["last_sync_time"]["messages"] > began["messages"]
+        server.behaviour.roles, server.exchanges[:] = ROLES, []
+        sync(server, destination)
+        assert starts(server) == {
+            table: earlier(began[name], minutes=10)
+            for table, name in zip(("customer", "company", "message"), searched)
+        }
         assert_mirrors(destination, server)
     assert destination.state["unfinished"] == {}
 
 
-def test_an_unfinished_table_resumes_where_its_delivery_stopped(destination):
-    destination.state = {
-        "last_sync_time": {"customers": ago(days=9), "messages": ago(days=9)},
-        "unfinished": {"messages": ago(days=2)},
-    }
-    with mock(RECORDS) as server:
-        sync(server, destination, sync_frequency_hours="168")
-        starts = {
-            r.body["queryContext"]: list(r.body["and"][0].values())[0]["gte"]
-            for r in searches(server)
-        }
-    assert starts["customers"[:-1]][:15] == ago(days=9, minutes=10)[:15]
-    assert starts["messages"[:-1]][:15] == ago(days=2, minutes=10)[:15]
+@pytest.mark.parametrize("table", ["customers", "companies"])
+def test_what_is_deleted_after_an_interrupted_first_list_delivered_it_is_found_later(
+    table, destination, monkeypatch
+):
+    monkeypatch.setattr(connector, "__CHECKPOINT_EVERY_ROWS", 100)
+    records = bare_records(table, even_times(450))
+    with mock(records, roles=ROLES - {SEARCH_ROLE}, company_search="knows") as server:
+        rules = server.behaviour
+        server.order(Fault("500", path=f"/v1/{table}", after=6))
+        with pytest.raises(connector.KustomerError):
+            sync(server, destination, retry_attempts="0")
+        server.clear_faults()
+        gone = next(iter(destination.rows[table]))
+        assert destination.state["unfinished"].keys() == {table}
+        server.store.delete(table, gone)
+        sync(server, destination)
+        assert gone in destination.live(table) and len(destination.rows[table]) == 450
+        rules.roles = ROLES
+        sync(server, destination)
+    assert destination.deleted[table] == {gone}
     assert destination.state["unfinished"] == {}
 
 
-@pytest.mark.parametrize("wrong", ["rubbish", 5, pytest.param(ago(days=-1), id="tomorrow")])
-def test_a_table_with_an_invalid_unfinished_time_is_read_from_the_start(wrong, destination):
-    destination.state = {
-        "last_sync_time": {"customers": ago(days=1)},
-        "unfinished": {"customers": wrong},
-    }
-    with mock(RECORDS) as server:
+def test_a_first_read_by_list_leaves_nothing_unfinished(destination):
+    with mock(RECORDS, roles=ROLES - {SEARCH_ROLE}) as server:
         sync(server, destination)
-        assert_mirrors(destination, server, ["customers"])
-    (warning,) = destination.warnings
-    assert warning.startswith("customers: the saved unfinished ")
+        assert destination.state["unfinished"] == {}
 
 
-@pytest.mark.parametrize("interrupted", ["2026-09-30T01:02:03.456Z"])
-def test_a_state_of_version_1_0_0_resumes_where_that_version_stopped(interrupted, destination):
+@pytest.mark.parametrize("last", [{}, {"companies": ago(hours=30)}], ids=["first", "later"])
+def test_the_unfinished_companies_of_version_1_are_searched_from_there(last, destination):
+    unfinished = ago(hours=36)
+    destination.state = {"last_sync_time": last, "unfinished": {"companies": unfinished}}
+    with mock(bare_records("companies", even_times(120)), company_search="knows") as server:
+        for _ in range(1 if last else 2):
+            assert "company" not in starts(server)
+            sync(server, destination)
+        assert starts(server)["company"] == earlier(unfinished, minutes=10)
+    assert destination.state["unfinished"] == {}
+
+
+def test_a_state_of_version_1_0_0_resumes_where_that_version_stopped(destination):
     # Version 1.0.0 saved the cursor of an interrupted sync as last_sync_time.
+    interrupted = ago(days=40)
     destination.state = {"last_sync_time": {"customers": interrupted}}
     records = make_records(customers=100, days=80)
     with mock(records) as server:
