@@ -311,9 +311,9 @@ class Table:
         self.typed = [(n, c.source) for n, c in self.columns.items() if c.type != "STRING"]
 
 
+# Sources: https://developer.kustomer.com/api/core-resources, .../api/users and .../api/teams.
 CUSTOMERS = Table(
     "customers",
-    # https://developer.kustomer.com/api/core-resources/get-customers
     columns={
         "id": RECORD_ID,
         "name": text("name", text("displayName")),
@@ -330,7 +330,6 @@ COMPANIES = Table(
     "companies",
     object_name="company",
     search_is_documented=False,
-    # https://developer.kustomer.com/api/core-resources
     columns={
         "id": RECORD_ID,
         "name": text("name"),
@@ -346,7 +345,6 @@ COMPANIES = Table(
 BRANDS = Table(
     "brands",
     mirrored=True,
-    # https://developer.kustomer.com/api/core-resources
     columns={
         "id": RECORD_ID,
         **each(text, "name displayName websiteUrl iconUrl"),
@@ -356,7 +354,6 @@ BRANDS = Table(
 )
 MESSAGES = Table(
     "messages",
-    # https://developer.kustomer.com/api/core-resources
     columns={
         "id": RECORD_ID,
         "conversation_id": related("conversation"),
@@ -374,7 +371,6 @@ MESSAGES = Table(
 )
 CONVERSATIONS = Table(
     "conversations",
-    # https://developer.kustomer.com/api/core-resources
     columns={
         "id": RECORD_ID,
         "customer_id": related("customer"),
@@ -394,7 +390,6 @@ CONVERSATIONS = Table(
 )
 NOTES = Table(
     "notes",
-    # https://developer.kustomer.com/api/core-resources
     columns={
         "id": RECORD_ID,
         "conversation_id": related("conversation"),
@@ -412,7 +407,6 @@ USERS = Table(
     mirrored=True,
     page_maximum=500,
     lists_deactivated=True,
-    # https://developer.kustomer.com/api/users
     columns={
         "id": RECORD_ID,
         **each(text, "name displayName email userType mobile avatarUrl"),
@@ -426,7 +420,6 @@ TEAMS = Table(
     "teams",
     mirrored=True,
     page_maximum=500,
-    # https://developer.kustomer.com/api/teams
     columns={
         "id": RECORD_ID,
         **each(text, "name displayName icon"),
@@ -519,8 +512,6 @@ def get_companies(
 ) -> "Rows":
     """Return the rows of the companies that changed since `last_sync_time`.
 
-    Deleted companies are included if search supports companies.
-
     For the arguments, the rows and the errors, see `get_customers`.
     """
     return get_rows(COMPANIES, api_key, last_sync_time, configuration, **reading)
@@ -538,8 +529,6 @@ def get_messages(
     api_key: str, last_sync_time: str | None = None, configuration: dict | None = None, **reading
 ) -> "Rows":
     """Return the rows of the messages that changed since `last_sync_time`.
-
-    Deleted messages are included if search can be used.
 
     For the arguments, the rows and the errors, see `get_customers`.
     """

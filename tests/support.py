@@ -143,3 +143,8 @@ def sync(server: MockKustomer, destination: Destination, **settings: str) -> Non
 def searches(server: MockKustomer) -> list:
     """Return the searches among a mock's requests."""
     return [request for request in server.requests if request.method == "POST"]
+
+
+def move_to_noon(clock) -> None:
+    """Move the clock to the next noon, so that no test depends on the hour of the day."""
+    clock.move((43_200 - clock.read("time")) % 86_400)

@@ -63,12 +63,34 @@ def test_a_blank_or_placeholder_key_is_rejected(blank):
 
 
 @pytest.mark.parametrize(
-    "key", ["a b", "Bearer abc", "abc\n", "\tabc", "abc\x00", "schlüssel", '"abc"', "'abc'"]
+    "key", [" abc", "abc\n", "\tabc\r\n", "Bearer abc", "  Bearer   abc ", "abc\u00a0"]
 )
+def test_blanks_line_breaks_and_the_word_bearer_around_a_key_are_dropped(key):
+    assert settings(api_key=key).api_key == "abc"
+
+
+@pytest.mark.parametrize("key", ["a b", "abc\ndef", "abc\x00", "schlüssel", '"abc"', "'abc'"])
 def test_a_key_with_spaces_quotation_marks_or_control_characters_is_rejected_and_not_shown(key):
     message = message_of(api_key=key)
     assert "api_key: must not contain spaces, quotation marks, line breaks" in message
     assert "abc" not in message and "schl" not in message
+
+
+def test_blanks_and_line_breaks_around_any_setting_are_dropped():
+    given = {
+        "base_url": "acme",
+        "additional_tables": "tags, users",
+        "initial_sync_days": "7",
+        "sync_frequency_hours": "6",
+        "max_records_per_page": "50",
+        "api_utilization_percentage": "70",
+        "request_timeout_seconds": "9",
+        "retry_attempts": "2",
+        "enable_incremental_sync": "no",
+        "enable_debug_logging": "yes",
+    }
+    assert settings(**{n: f" \t{v}\r\n" for n, v in given.items()}) == settings(**given)
+    assert given.keys() | {"api_key"} == {setting.name for setting in connector.SETTINGS}
 
 
 @pytest.mark.parametrize(
@@ -110,6 +132,7 @@ def test_one_error_names_all_invalid_settings():
 def test_a_key_pasted_into_another_setting_is_not_shown():
     assert KEY not in message_of(initial_sync_days=KEY)
     assert "secret" not in message_of(api_key="secret", retry_attempts="my secret")
+    assert "secret" not in message_of(api_key=" Bearer secret\n", retry_attempts="secret")
     assert "secret" not in message_of(base_url="https://user:secret@evil.example")
 
 

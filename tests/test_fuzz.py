@@ -19,16 +19,9 @@ words = st.sampled_from(
     ["true", "No", "ON", "0", "<SET_ME>", "", " ", "acme", "https://evil.example"]
 )
 times = st.datetimes().map(lambda moment: moment.isoformat() + "Z")
-states = (
-    values
-    | st.fixed_dictionaries({"last_sync_time": values | times})
-    | st.fixed_dictionaries(
-        {
-            "last_sync_time": st.dictionaries(
-                st.sampled_from(["customers", "brands", "x"]), values | times
-            )
-        }
-    )
+cursors = st.dictionaries(st.sampled_from(["customers", "brands", "x"]), values | times)
+states = values | st.fixed_dictionaries(
+    {}, optional={"last_sync_time": values | times | cursors, "unfinished": values | cursors}
 )
 
 
@@ -55,7 +48,7 @@ def test_update_succeeds_or_raises_an_error_that_names_the_invalid_setting(chang
         try:
             connector.update({**server.configuration(), **changes}, state)
         except ValueError as error:
-            named = [name for name in [*NAMES, "last_sync_time"] if name in str(error)]
+            named = [name for name in [*NAMES, "saved state"] if name in str(error)]
             assert named and not destination.states
         except connector.KustomerError as error:
             # Among valid configurations, only those with a wrong key can fail.

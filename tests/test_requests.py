@@ -1,7 +1,8 @@
 """Single requests: waits, retries and error messages."""
 
 import dataclasses
-import errno
+import os
+import re
 import socket
 import ssl
 import threading
@@ -12,28 +13,44 @@ import pytest
 
 import connector
 from mock_server import Fault
-from tests.expected import assert_mirrors
+from mock_server.behaviour import RESETS
 from tests.support import bare_records, even_times, mock, sync
 
 PATH = "/v1/companies"
+REFUSALS = [400, 401, 403, 404, 405, 409, 413, 422]
+OWN_ERROR = {"errors": [{"code": "bad", "title": "No such thing", "detail": "x"}]}
 
 
-def send(server, **settings) -> dict:
+def send(server, path=PATH, **settings) -> dict:
     return connector.execute_api_request(
-        PATH, server.api_key, {"page": 1}, server.configuration(**settings)
+        path, server.api_key, {"page": 1}, server.configuration(**settings)
     )
 
 
-def client_with_timeout(server, seconds, **settings):
+def client_of(server, seconds=30.0, **settings):
     """Return a client with a timeout that may be shorter than settings allow."""
     checked = connector.validate_configuration(server.configuration(**settings))
     return connector.open_client(dataclasses.replace(checked, request_timeout_seconds=seconds))
 
 
+def error_of(configuration: dict) -> connector.KustomerError:
+    """Return the error of a request, which must be shown with a single traceback."""
+    with pytest.raises(connector.KustomerError) as raised:
+        connector.execute_api_request(PATH, configuration.get("api_key", "key"), {}, configuration)
+    error = raised.value
+    assert error.__cause__ is None and (error.__context__ is None or error.__suppress_context__)
+    return error
+
+
 def failure_of(server, **settings) -> str:
-    with pytest.raises(connector.KustomerError) as error:
-        send(server, **settings)
-    return str(error.value)
+    return str(error_of(server.configuration(**settings)))
+
+
+def answering(status: int, payload=None, **headers):
+    """Return a `rewrite` that replaces every response."""
+    return lambda request, answer: answer._replace(
+        status=status, payload=payload, headers={**answer.headers, **headers}
+    )
 
 
 def test_a_response_is_returned_as_parsed_json():
@@ -48,40 +65,65 @@ def test_a_response_is_returned_as_parsed_json():
 @pytest.mark.parametrize(
     "kind", ["500", "502", "503", "reset", "truncated", "html", "timed_out", "timeout"]
 )
-def test_temporary_failures_are_retried_with_full_jitter_until_success(kind, waits):
+def test_temporary_failures_are_retried_for_about_half_a_minute_until_success(kind, waits):
     # A response without a fault has to arrive in time even on a slow machine.
-    timeout = 0.5 if kind == "timeout" else 30
-    with mock({}) as server, client_with_timeout(server, timeout) as client:
+    timeout = 0.3 if kind == "timeout" else 30
+    with mock({}) as server, client_of(server, timeout) as client:
         server.order(Fault(kind, times=3, seconds=60))
         answer = connector.execute_api_request(PATH, server.api_key, client=client)
         assert answer["data"] == []
         assert len(server.requests) == 4
-    assert len(waits) == 3
-    assert all(0 <= wait <= 2**number for number, wait in enumerate(waits))
+    assert len(waits) == 3 and waits == sorted(waits) and waits[0] >= 3
+
+
+@pytest.mark.parametrize("luck", [min, max])
+def test_three_retries_span_24_to_34_seconds_and_no_single_wait_exceeds_a_minute(
+    luck, waits, monkeypatch
+):
+    monkeypatch.setattr(connector.random, "uniform", lambda *limits: luck(limits))
+    with mock({}) as server:
+        server.order(Fault("503"))
+        failure_of(server, retry_attempts="10")
+    assert len(waits) == 10
+    assert 24 <= sum(waits[:3]) <= 34
+    assert 40 <= waits[-1] == pytest.approx(max(waits)) and max(waits) <= 60
+
+
+def test_requests_that_fail_together_are_not_retried_together(waits):
+    with mock({}) as server:
+        server.order(Fault("503"))
+        for _ in range(5):
+            failure_of(server, retry_attempts="1")
+    assert len({round(seconds, 3) for seconds in waits}) == 5
 
 
 @pytest.mark.parametrize(
-    ("kind", "cause"),
+    ("kind", "cause", "advice"),
     [
-        ("500", "status 500"),
-        ("502", "status 502"),
-        ("503", "status 503"),
-        ("reset", "127.0.0.1: the connection broke"),
-        ("timeout", "127.0.0.1: the request timed out"),
-        ("truncated", "status 200 with a response that is not a JSON object"),
-        ("html", "status 200 with a response that is not a JSON object"),
-        ("timed_out", "status 200 with a partial response (meta.timed_out)"),
+        ("500", "status 500", "status page"),
+        ("502", "status 502", "status page"),
+        ("503", "status 503", "status page"),
+        ("reset", "127.0.0.1: the connection broke", "network"),
+        ("timeout", "127.0.0.1: the request timed out", "request_timeout_seconds"),
+        ("truncated", "status 200 without", "proxy"),
+        ("html", "status 200 without", "proxy"),
+        ("timed_out", "a partial response (meta.timed_out)", "max_records_per_page"),
     ],
 )
-def test_a_persistent_fault_fails_after_all_retries_with_its_cause(kind, cause):
+def test_a_persistent_fault_fails_after_all_retries_with_its_cause_and_fitting_advice(
+    kind, cause, advice
+):
     timeout = 0.1 if kind == "timeout" else 30
-    with mock({}) as server, client_with_timeout(server, timeout, retry_attempts="2") as client:
+    with mock({}) as server, client_of(server, timeout, retry_attempts="2") as client:
         server.order(Fault(kind, seconds=60))
         with pytest.raises(connector.KustomerError) as error:
             connector.execute_api_request(PATH, server.api_key, client=client)
         message = str(error.value)
         assert len(server.requests) == 3
     assert message.startswith(f"GET {PATH} failed 3 times. The last error was: {cause}")
+    assert advice in message
+    assert ("max_records_per_page" in message) is (kind in ("timeout", "timed_out"))
+    assert error.value.__cause__ is None and error.value.__context__ is None
 
 
 def test_retry_attempts_of_zero_means_no_retries(waits):
@@ -91,117 +133,275 @@ def test_retry_attempts_of_zero_means_no_retries(waits):
     assert not waits
 
 
-@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 405, 409, 413, 422])
-def test_errors_that_retrying_cannot_fix_are_not_retried(status, waits):
+@pytest.mark.parametrize("status", REFUSALS)
+def test_a_refusal_with_an_error_of_kustomer_is_not_retried(status, waits):
     with mock({}) as server:
-        server.rewrite = lambda request, answer: answer._replace(
-            status=status,
-            payload={"errors": [{"code": "bad", "title": f"No\n{server.api_key}", "detail": "x"}]},
-        )
-        message = failure_of(server)
+        server.rewrite = answering(status, OWN_ERROR)
+        error = error_of(server.configuration())
         assert len(server.requests) == 1
-    reason = "a redirect" if status == 301 else "bad - No (key) - x"
-    assert message.startswith(f"GET {PATH} was refused with {status}: {reason}")
+    assert isinstance(error, connector.RefusedError) and error.status == status
+    assert str(error) == f"GET {PATH} was refused with {status}: bad - No such thing - x"
     assert not waits
 
 
 @pytest.mark.parametrize(
-    "payload", [None, [], "x", {"errors": None}, {"errors": [None]}, {"errors": "x"}]
+    "payload",
+    [None, [], "<html>", {"message": "Unauthorized"}, {"errors": None}, {"errors": [None]}],
+    ids=["nothing", "list", "text", "other JSON", "null", "no error"],
 )
-def test_an_error_body_of_any_shape_is_handled(payload):
+@pytest.mark.parametrize("status", [401, 404, 422])
+def test_a_refusal_without_an_error_of_kustomer_is_retried_and_blames_the_proxy(
+    status, payload, waits
+):
     with mock({}) as server:
-        server.rewrite = lambda request, answer: answer._replace(status=400, payload=payload)
-        assert "was refused with 400: no reason given" in failure_of(server)
+        server.rewrite = answering(status, payload)
+        message = failure_of(server, retry_attempts="2")
+    assert f"GET {PATH} failed 3 times. The last error was: status {status} " in message
+    assert "base_url" in message and "proxy" in message
+    assert "max_records_per_page" not in message
+    assert len(waits) == 2
 
 
-NOW = 1_790_000_000.0
+@pytest.mark.parametrize("status", REFUSALS)
+def test_a_refusal_by_a_page_of_a_proxy_is_retried(status, waits):
+    with mock({}) as server:
+        server.order(Fault("html", status=status, times=2))
+        assert send(server)["data"] == []
+    assert len(waits) == 2
+
+
+@pytest.mark.parametrize("status", [201, 204, 206, 402, 406, 408, 410, 425, 451, 501, 504, 599])
+def test_any_other_status_is_retried_whatever_its_body(status, waits):
+    with mock({}) as server:
+        # The body of a 204 would be taken for the next response.
+        server.rewrite = answering(status, OWN_ERROR, Connection="close")
+        message = failure_of(server, retry_attempts="1")
+        assert len(server.requests) == 2
+    assert f"failed 2 times. The last error was: status {status}" in message
+    assert len(waits) == 1
+
+
+def test_a_key_that_is_given_with_blanks_and_the_word_bearer_is_sent_without_them():
+    with mock({}) as server:
+        key = f" Bearer  {server.api_key}\r\n"
+        connector.execute_api_request(PATH, key, {}, {"base_url": f" {server.url}\n"})
+        (request,) = server.requests
+    assert request.headers["Authorization"] == f"Bearer {server.api_key}"
+
+
+RESET = "x-ratelimit-reset"
 
 
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
-        ({"x-ratelimit-reset": str(int(NOW) + 40)}, 40),
-        ({"x-ratelimit-reset": str(int(NOW) * 1000 + 40_500)}, 40.5),
-        ({"x-ratelimit-reset": "40"}, 40),
-        ({"x-ratelimit-reset": "7.5"}, 7.5),
-        ({"Retry-After": "25"}, 25),
-        ({"Retry-After": "25", "x-ratelimit-reset": "40"}, 25),
-        ({"Retry-After": formatdate(NOW + 30, usegmt=True)}, 30),
-        ({"Retry-After": "rubbish", "x-ratelimit-reset": "40"}, 40),
-        ({"Retry-After": "0", "x-ratelimit-reset": "40"}, 40),
-        ({"x-ratelimit-reset": str(int(NOW) + 100_000)}, 120),
-        ({"Retry-After": "999999"}, 120),
+        (lambda now: {RESET: str(int(now) + 40)}, 40),
+        (lambda now: {RESET: str(int(now * 1000) + 40_500)}, 40.5),
+        (lambda now: {RESET: "40"}, 40),
+        (lambda now: {RESET: "7.5"}, 7.5),
+        (lambda now: {"Retry-After": "25"}, 25),
+        (lambda now: {"Retry-After": "25", RESET: "40"}, 25),
+        (lambda now: {"Retry-After": formatdate(now + 30, usegmt=True)}, 30),
+        (lambda now: {"Retry-After": "rubbish", RESET: "40"}, 40),
+        (lambda now: {"Retry-After": "0", RESET: "40"}, 40),
+        (lambda now: {RESET: str(int(now) + 100_000)}, 120),
+        (lambda now: {"Retry-After": "999999"}, 120),
     ],
 )
-def test_after_a_429_the_wait_follows_the_headers(headers, seconds, waits, monkeypatch):
-    monkeypatch.setattr(connector.time, "time", lambda: NOW)
+def test_after_a_429_the_wait_follows_the_headers_for_at_most_two_minutes(headers, seconds, waits):
     with mock({}) as server:
-        server.order(Fault("429", times=1, headers=headers))
+        server.order(Fault("429", times=1, headers=headers(time.time())))
         send(server, retry_attempts="0")
     (wait,) = waits
-    assert seconds <= wait <= min(seconds * 1.05, 120)
+    # Times without fractions, and the time that the test takes.
+    assert seconds - 2 <= wait <= min(seconds * 1.05, 120)
 
 
 @pytest.mark.parametrize(
     "headers",
     [
-        {},
-        {"x-ratelimit-reset": str(int(NOW) - 60)},
-        {"x-ratelimit-reset": "soon"},
-        {"x-ratelimit-reset": "-5"},
-        {"x-ratelimit-reset": "nan"},
-        {"x-ratelimit-reset": "9" * 400},
-        {"Retry-After": "0"},
-        {"Retry-After": formatdate(NOW - 30, usegmt=True)},
-        {"Retry-After": "Sun, 99 Foo 2026"},
+        lambda now: {},
+        lambda now: {RESET: str(int(now) - 60)},
+        lambda now: {RESET: "soon"},
+        lambda now: {RESET: "-5"},
+        lambda now: {RESET: "nan"},
+        lambda now: {RESET: "9" * 400},
+        lambda now: {"Retry-After": "0"},
+        lambda now: {"Retry-After": formatdate(now - 30, usegmt=True)},
+        lambda now: {"Retry-After": "Sun, 99 Foo 2026"},
     ],
 )
-def test_a_429_without_usable_headers_is_retried_with_backoff(headers, waits, monkeypatch):
-    monkeypatch.setattr(connector.time, "time", lambda: NOW)
+def test_a_429_without_usable_headers_is_retried_with_a_growing_backoff(headers, waits):
     with mock({}) as server:
-        server.order(Fault("429", times=3, headers=headers))
+        server.order(Fault("429", times=3, headers=headers(time.time())))
         send(server, retry_attempts="0")
     assert len(waits) == 3
-    assert all(0 <= wait <= 2**number for number, wait in enumerate(waits))
+    assert all(3 * 2**n <= wait <= 5.1 * 2**n for n, wait in enumerate(waits))
+
+
+def test_rate_limits_do_not_use_up_retries():
+    with mock({}) as server:
+        server.order(Fault("429", times=6, retry_after=1))
+        server.order(Fault("500", times=2, after=6))
+        assert send(server, retry_attempts="2")["data"] == []
+        assert len(server.requests) == 9
 
 
 def test_waiting_for_the_rate_limit_ends_after_15_minutes_in_total(waits):
     with mock({}) as server:
-        server.order(Fault("429", headers={"Retry-After": "100"}))
-        message = failure_of(server)
-    assert f"GET {PATH} returned 429 (rate limit) for 15 minutes." in message
-    assert sum(waits) == pytest.approx(900)
+        server.order(Fault("429", retry_after=100))
+        error = error_of(server.configuration())
+    assert isinstance(error, connector.SyncStoppedError)
+    assert f"GET {PATH} returned 429 (rate limit) for 15 minutes." in str(error)
+    assert "resume" not in str(error)
+    assert 899 <= sum(waits) <= 905 and max(waits) <= 120
 
 
-def test_all_readers_together_wait_at_most_15_minutes_for_the_rate_limit(destination, waits):
-    with mock(bare_records("messages", even_times(3000))) as server:
-        server.order(Fault("429", after=8, path="/search", headers={"Retry-After": "100"}))
+def test_a_success_starts_the_15_minutes_again():
+    with mock({}) as server, client_of(server) as client:
+        for _ in range(3):
+            server.clear_faults()
+            server.order(Fault("429", times=6, retry_after=100))
+            connector.execute_api_request(PATH, server.api_key, client=client)
+
+
+def faults_with_retry_after() -> dict:
+    return {
+        "429": Fault("429", times=1, retry_after=17),
+        "500": Fault("500", times=1, retry_after=17),
+        "502": Fault("502", times=1, retry_after=17),
+        "503": Fault("503", times=1, retry_after=17),
+        "HTML": Fault("html", times=1, retry_after=17),
+        "404": Fault("html", times=1, status=404, retry_after=17),
+    }
+
+
+@pytest.mark.parametrize("name", faults_with_retry_after())
+def test_retry_after_of_any_status_takes_the_place_of_the_backoff(name, waits):
+    with mock({}) as server:
+        server.order(faults_with_retry_after()[name])
+        assert send(server)["data"] == []
+    (wait,) = waits
+    assert 16.5 <= wait <= 17 * 1.05
+
+
+@pytest.mark.parametrize("status", [200, 403, 500, 503])
+def test_after_a_retry_after_every_request_of_the_sync_waits(status, waits):
+    with mock({}) as server, client_of(server, retry_attempts="0") as client:
+        payload = {"data": []} if status == 200 else OWN_ERROR
+
+        def ask_to_wait(request, answer):
+            is_first = request.path == PATH
+            return (
+                answering(status, payload, **{"Retry-After": "17"})(request, answer)
+                if (is_first)
+                else answer
+            )
+
+        server.rewrite = ask_to_wait
+        for path, body in ((PATH, None), ("/v1/customers/search", {}), ("/v1/brands", None)):
+            try:
+                connector.execute_api_request(path, server.api_key, body=body, client=client)
+            except connector.KustomerError:
+                # The first one fails, and the search is not valid.
+                assert path != "/v1/brands"
+            if path == PATH:
+                assert not waits
+    # The third request comes after the moment.
+    (wait,) = waits
+    assert 16.5 <= wait <= 17 * 1.05
+
+
+def test_a_retry_after_of_hours_counts_as_two_minutes(waits):
+    with mock({}) as server:
+        server.order(Fault("503", times=1, retry_after=7200))
+        assert send(server)["data"] == []
+    assert sum(waits) == pytest.approx(120, abs=1)
+
+
+class Together(list):
+    """A list of waits to which several threads must add before any of them goes on."""
+
+    def __init__(self, threads: int):
+        super().__init__()
+        self._barrier = threading.Barrier(threads, timeout=20)
+
+    def append(self, seconds) -> None:
+        super().append(seconds)
+        self._barrier.wait()
+
+
+def waits_of_four_searches(kind: str, destination, clock) -> list:
+    """Fail four searches at the same time. Return the seconds that each waits."""
+    arrived = threading.Barrier(4, timeout=20)
+    with mock(bare_records("messages", even_times(2000))) as server:
+
+        def hold_back_four(request):
+            # The first searches of customers and of messages are read alone.
+            if request.method == "POST" and 5 <= len(server.requests) < 9:
+                arrived.wait()
+
+        server.on_arrival = hold_back_four
+        headers = {"Retry-After": "100"} if kind == "429" else {}
+        server.order(Fault(kind, after=5, times=4, path="/search", headers=headers))
+        clock.waits = Together(4)
+        sync(server, destination, max_records_per_page="100")
+        assert len(destination.live("messages")) == 2000
+    return clock.waits
+
+
+@pytest.mark.parametrize("kind", ["429", "503"])
+def test_the_log_counts_the_seconds_that_a_sync_stood_still_and_not_those_of_each_thread(
+    kind, destination, clock, capsys
+):
+    waits = waits_of_four_searches(kind, destination, clock)
+    (shown,) = re.findall(r"Kustomer sync: .* waited ([0-9.]+) s", capsys.readouterr().out)
+    assert len(waits) == 4
+    assert float(shown) == pytest.approx(max(waits), abs=0.5)
+
+
+def test_threads_that_wait_for_the_same_moment_do_not_start_together(destination, clock):
+    waits = waits_of_four_searches("429", destination, clock)
+    assert max(waits) - min(waits) > 0.05 and min(waits) > 95
+
+
+def test_all_threads_together_wait_at_most_15_minutes_for_the_rate_limit(destination, waits):
+    with mock(bare_records("messages", even_times(1000))) as server:
+        server.order(Fault("429", after=8, path="/search", retry_after=100))
         with pytest.raises(connector.SyncStoppedError, match="429 .rate limit. for 15 minutes"):
             sync(server, destination, max_records_per_page="100")
-    # A response that arrives during the first wait starts the count again.
-    assert 899 < sum(waits) < 901 + 105
+        refused = [exchange for exchange in server.exchanges if exchange.outcome == "429"]
+    # One moment for all threads, so that each of them is refused at most once per wait.
+    assert len(refused) <= 4 * (900 // 100 + 2)
 
 
-def test_the_backoff_without_a_reset_grows_until_a_request_succeeds(destination, monkeypatch):
-    clock, waited = [time.time()], []
+LINE = re.compile(
+    r"(API key|customers|companies|brands|messages|Kustomer sync): "
+    r"[^\"]*?([0-9]+) requests?, waited ([0-9.]+) s\."
+)
 
-    def wait(_client, seconds, _reason):
-        waited.append(seconds)
-        clock[0] += seconds
 
-    monkeypatch.setattr(connector.time, "time", lambda: clock[0])
-    monkeypatch.setattr(connector, "__wait", wait)
-    monkeypatch.setattr(connector.random, "uniform", lambda low, high: high)
-    rules = {"search_limit": 20, "window_seconds": 60.0, "rate_limit_reset": "absent"}
-    with mock(bare_records("messages", even_times(1000)), **rules) as server:
-        sync(server, destination, max_records_per_page="20")
-        assert_mirrors(destination, server)
-        refused = [e for e in server.exchanges if e.outcome == "429"]
-    windows = waited.count(1.0)
-    # 1 + 2 + 4 + 8 + 16 + 32 seconds are longer than a window.
-    assert windows >= 2 and set(waited) <= {1.0, 2.0, 4.0, 8.0, 16.0, 32.0}
-    # Each of four readers may be refused before and after each of the waits.
-    assert len(refused) <= windows * 4 * (1 + 6)
+@pytest.mark.parametrize("path", ["/current", "/brands", "/search"])
+def test_the_costs_in_the_log_add_up_to_the_total(path, destination, capsys, waits):
+    with mock({}) as server:
+        server.order(Fault("429", times=2, path=path, retry_after=40))
+        server.order(Fault("500", path="/companies"))
+        with pytest.raises(connector.KustomerError):
+            sync(server, destination)
+        sent = len(server.requests)
+    *parts, total = LINE.findall(capsys.readouterr().out)
+    assert [name for name, *_ in parts] == [
+        "API key",
+        "customers",
+        "companies",
+        "brands",
+        "messages",
+    ]
+    assert sum(int(requests) for _, requests, _ in parts) == int(total[1]) == sent
+    seconds = [float(waited) for _, _, waited in parts]
+    assert sum(seconds) == pytest.approx(float(total[2]), abs=0.3)
+    assert float(total[2]) == pytest.approx(sum(waits), abs=0.3)
+    assert seconds[0] == (0.0 if path != "/current" else pytest.approx(sum(waits[:2]), abs=0.1))
 
 
 @pytest.mark.parametrize("offset", [-300.0, 300.0])
@@ -209,20 +409,24 @@ def test_the_reset_is_compared_with_the_clock_of_the_server(offset, waits):
     rules = {"org_limit": 1, "window_seconds": 60.0, "clock_offset_seconds": offset}
     with mock({}, **rules) as server:
         send(server)
-        with pytest.raises(connector.SyncStoppedError):
-            send(server)
-    # After each wait for the rate limit, the utilization is waited for. The last pair is cut short
-    # after fifteen minutes.
-    assert all(30 < wait < 70 for wait in waits[:-2])
+        send(server)
+    assert 50 < sum(waits) < 70
 
 
-def test_a_response_that_is_too_large_for_the_memory_fails(monkeypatch):
-    monkeypatch.setattr(connector, "__RESPONSE_MAX_BYTES", 500_000)
+@pytest.mark.parametrize("reset", RESETS)
+def test_requests_succeed_with_every_format_of_the_rate_limit_reset(reset):
+    with mock({}, org_limit=2, window_seconds=60, rate_limit_reset=reset) as server:
+        for _ in range(5):
+            assert send(server)["data"] == []
+        refused = [exchange for exchange in server.exchanges if exchange.outcome == "429"]
+    # Without a reset, the waits are 4, 8, 16 and 32 seconds.
+    assert len(refused) <= (2 * 5 if reset == "absent" else 2)
+
+
+def test_a_sync_uses_one_connection(destination):
     with mock({}) as server:
-        server.rewrite = lambda request, answer: answer._replace(payload={"data": ["x" * 10**6]})
-        message = failure_of(server, retry_attempts="0")
-    assert "failed: a response of more than 500000 bytes." in message
-    assert "decrease max_records_per_page" in message
+        sync(server, destination)
+        assert len(server.requests) == 5 and server.connections == 1
 
 
 def raw_server(response: bytes) -> str:
@@ -238,6 +442,18 @@ def raw_server(response: bytes) -> str:
     return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+def test_text_that_is_not_utf_8_is_replaced_and_numbers_that_are_not_json_become_null():
+    body = b'{"a": "caf\xe9", "b": NaN, "c": [Infinity, {"d": -Infinity}], "e": "NaN"}'
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    configuration = {"base_url": raw_server(response)}
+    assert connector.execute_api_request(PATH, "key", {}, configuration) == {
+        "a": "caf\ufffd",
+        "b": None,
+        "c": [None, {"d": None}],
+        "e": "NaN",
+    }
+
+
 @pytest.mark.parametrize(
     "response",
     [
@@ -248,123 +464,87 @@ def raw_server(response: bytes) -> str:
     ids=["chunk", "gzip", "other protocol"],
 )
 def test_a_response_that_is_not_valid_http_is_an_error_of_the_connector(response):
-    configuration = {"base_url": raw_server(response), "retry_attempts": "0"}
-    with pytest.raises(connector.KustomerError, match=f"GET {PATH} failed: 127.0.0.1: the "):
-        connector.execute_api_request(PATH, "key", {}, configuration)
+    message = str(error_of({"base_url": raw_server(response), "retry_attempts": "0"}))
+    assert message.startswith(f"GET {PATH} failed: 127.0.0.1: ")
+    assert "max_records_per_page" not in message
 
 
-@pytest.mark.parametrize("body", [b"", b'{"message":"Unauthorized"}'])
-def test_a_refusal_without_an_error_from_kustomer_names_the_key_as_a_possible_cause(body):
-    response = b"HTTP/1.1 401 X\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-    configuration = {"base_url": raw_server(response), "retry_attempts": "0"}
-    with pytest.raises(connector.KustomerError, match="the API key is invalid or lacks a role"):
-        connector.execute_api_request(PATH, "key", {}, configuration)
+@pytest.fixture
+def kustomer(monkeypatch):
+    """Return a function that makes a request to a host of Kustomer, with these variables of the
+    environment, and returns the error. No connection leaves this machine: looking up any other
+    host raises `lookup`."""
+    for name in list(os.environ):
+        if name.lower().endswith(("_proxy", "_ca_bundle")):
+            monkeypatch.delenv(name)
+    look_up = socket.getaddrinfo
+
+    def request(lookup: BaseException, **environment: str) -> str:
+        def look_up_here(host, *arguments, **options):
+            if host != "127.0.0.1":
+                raise lookup
+            return look_up(host, *arguments, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up_here)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return str(error_of({"base_url": "https://x.api.kustomerapp.com", "retry_attempts": "0"}))
+
+    return request
 
 
-def test_rate_limits_do_not_use_up_retries():
-    with mock({}) as server:
-        server.order(Fault("429", times=6, headers={"Retry-After": "1"}))
-        server.order(Fault("500", times=2, after=6))
-        assert send(server, retry_attempts="2")["data"] == []
-        assert len(server.requests) == 9
-
-
-def test_requests_succeed_with_every_format_of_the_rate_limit_reset(monkeypatch):
-    for reset in (
-        "epoch",
-        "epoch_ms",
-        "seconds",
-        "past",
-        "absent",
-        "rubbish",
-        "retry_after",
-        "date",
-    ):
-        with mock({}, org_limit=2, window_seconds=60, rate_limit_reset=reset) as server:
-            clock = [time.time()]
-            monkeypatch.setattr(connector.time, "time", lambda clock=clock: clock[0])
-            monkeypatch.setattr(
-                connector,
-                "__wait",
-                lambda _, s, __, clock=clock: clock.__setitem__(0, clock[0] + s),
-            )
-            for _ in range(5):
-                assert send(server)["data"] == []
-
-
-def test_a_sync_uses_one_connection(destination):
-    with mock({}) as server:
-        connector.update(server.configuration(), {})
-        assert len(server.requests) == 5 and server.connections == 1
-
-
-def test_a_response_that_is_sent_byte_by_byte_fails_within_ten_timeouts():
-    with mock({}) as server:
-        # Each byte arrives within the timeout of 0.1 seconds, so the timeout alone never ends it.
-        server.order(Fault("drip", seconds=0.05))
-        server.rewrite = lambda request, answer: answer._replace(payload={"data": ["x" * 900]})
-        checked = connector.validate_configuration(server.configuration(retry_attempts="0"))
-        checked = dataclasses.replace(checked, request_timeout_seconds=0.1)
-        with connector.open_client(checked) as client:
-            started = time.monotonic()
-            with pytest.raises(connector.KustomerError, match="was not complete in time"):
-                connector.execute_api_request(PATH, server.api_key, client=client)
-            assert time.monotonic() - started < 30
+UNKNOWN_HOST = socket.gaierror(-2, "unknown")
 
 
 @pytest.mark.parametrize(
-    ("url", "error", "words"),
+    ("lookup", "cause", "advice"),
     [
+        (UNKNOWN_HOST, "the host name was not found", "network"),
+        (ConnectionRefusedError(), "the connection was refused", "network"),
+        (TimeoutError(), "the request timed out", "request_timeout_seconds"),
+        (OSError(101, "unreachable"), "the host could not be reached", "network"),
         (
-            "https://x.api.kustomerapp.com",
-            socket.gaierror(-2, "unknown"),
-            "the host name was not found",
-        ),
-        ("https://x.api.kustomerapp.com", ConnectionRefusedError(), "the connection was refused"),
-        (
-            "https://x.api.kustomerapp.com",
-            OSError(errno.ENETUNREACH, "unreachable"),
-            "the host could not be reached",
-        ),
-        (
-            "https://x.api.kustomerapp.com",
             ssl.SSLCertVerificationError("self-signed"),
             "the certificate is not valid",
+            "REQUESTS_CA_BUNDLE",
         ),
     ],
 )
-def test_a_network_error_names_the_host_and_what_failed(url, error, words, monkeypatch):
-    def fail(*_arguments, **_options):
-        raise error
+def test_a_network_error_names_the_host_the_cause_and_what_to_check(
+    lookup, cause, advice, kustomer
+):
+    message = kustomer(lookup)
+    assert f"failed: x.api.kustomerapp.com: {cause}. " in message
+    assert advice in message
+    assert ("max_records_per_page" in message) is isinstance(lookup, TimeoutError)
 
-    monkeypatch.setattr(socket, "getaddrinfo", fail)
-    configuration = {"base_url": url, "retry_attempts": "0"}
-    with pytest.raises(connector.KustomerError) as raised:
-        connector.execute_api_request(PATH, "key", {}, configuration)
-    assert f"failed: x.api.kustomerapp.com: {words}." in str(raised.value)
+
+@pytest.mark.parametrize(
+    ("name", "value", "cause"),
+    [
+        ("HTTPS_PROXY", "socks5://127.0.0.1:1", "PySocks"),
+        ("HTTPS_PROXY", "http://127.0.0.1:port", "the proxy setting is not valid"),
+        ("HTTPS_PROXY", "http://", "the proxy setting is not valid"),
+        ("HTTPS_PROXY", "http://127.0.0.1:1", "the proxy"),
+        ("REQUESTS_CA_BUNDLE", "no/such/bundle.pem", "the CA bundle was not found"),
+    ],
+)
+def test_an_error_of_a_proxy_or_of_certificates_names_the_environment_variable(
+    name, value, cause, kustomer
+):
+    message = kustomer(UNKNOWN_HOST, **{name: value})
+    assert cause in message and name in message
+    assert "max_records_per_page" not in message and "status page" not in message
+
+
+def test_a_proxy_that_refuses_is_not_said_to_be_silent(kustomer):
+    refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n"
+    message = kustomer(UNKNOWN_HOST, HTTPS_PROXY=raw_server(refusal))
+    assert "proxy" in message and "HTTPS_PROXY" in message
+    assert "did not respond" not in message
 
 
 def test_a_refused_connection_is_reported_as_refused():
     with mock({}) as server:
         configuration = server.configuration(retry_attempts="0")
-    with pytest.raises(connector.KustomerError, match="127.0.0.1: the connection was refused"):
-        connector.execute_api_request(PATH, "key", {}, configuration)
-
-
-@pytest.mark.parametrize("status", [401, 403])
-@pytest.mark.parametrize("kind", ["html", "empty", "other JSON"])
-def test_a_refusal_without_an_error_from_kustomer_is_retried(status, kind, waits):
-    with mock({}) as server:
-
-        def edge(request, answer):
-            if len(server.requests) < 2:
-                return answer._replace(
-                    status=status, payload={"html": "<html>", "empty": None}.get(kind, {"a": 1})
-                )
-            return answer
-
-        server.rewrite = edge
-        assert send(server)["data"] == []
-        server.rewrite = lambda request, answer: answer._replace(status=status, payload={"a": 1})
-        assert f"status {status} without Kustomer's own error" in failure_of(server)
-    assert len(waits) == 2 + 3
+    assert "127.0.0.1: the connection was refused" in str(error_of(configuration))
