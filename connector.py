@@ -802,8 +802,8 @@ def __converted_value(setting: Setting, value):
 def __safe_to_show(setting: Setting, value, api_key) -> str:
     """Return the part of a rejected value that is safe to show in an error message."""
     shown = value if isinstance(value, str) else json.dumps(value)
-    may_be_key = setting is __API_KEY or "eyJ" in shown or "@" in shown
-    if may_be_key or (api_key and str(api_key) in shown) or isinstance(value, (dict, list)):
+    secrets = ["eyJ", "@", *str(api_key or "").split()]
+    if setting is __API_KEY or type(value) in (dict, list) or any(s in shown for s in secrets):
         return ""
     if len(shown) > __SHOWN_VALUE_MAX_CHARACTERS:
         return f"a value of {len(shown)} characters "
@@ -1388,10 +1388,10 @@ __SEARCH_MAX_COUNT = 10_000
 # With these statuses and an error message of its own, Kustomer refuses a search.
 __SEARCH_REFUSALS = frozenset({400, 401, 403, 404, 405, 422})
 __SEARCH_THREADS = 4
-# A slice of at most ten pages is read page by page. A larger one is cut into parts of about five
+# A slice of at most ten pages is read page by page. A larger one is cut into parts of about four
 # pages, or, once pages have proved unreliable, of less than one page.
 __SLICE_MAX_PAGES = 10
-__SLICE_PAGES = 5
+__SLICE_PAGES = 4
 __SLICE_PAGES_IF_UNRELIABLE = 0.6
 __SLICE_MAX_PARTS = 32
 __MILLISECOND = timedelta(milliseconds=1)
@@ -1866,7 +1866,7 @@ __NETWORK_CAUSES = (
     (requests.exceptions.InvalidProxyURL, "", "the proxy setting is not valid", __CHECK_PROXY),
     # What the requests library raises for a proxy whose port is not a number.
     (ValueError, "Failed to parse", "the proxy setting is not valid", __CHECK_PROXY),
-    (requests.exceptions.ProxyError, "", "the proxy did not respond", __CHECK_PROXY),
+    (requests.exceptions.ProxyError, "", "the proxy failed", __CHECK_PROXY),
     (socket.gaierror, "", "the host name was not found", __CHECK_NETWORK),
     (ssl.SSLCertVerificationError, "", "the certificate is not valid", __CHECK_CERTIFICATES),
     (ssl.SSLError, "", "no secure connection could be established", __CHECK_NETWORK),
@@ -2251,8 +2251,8 @@ def __header_date(value: str | None) -> datetime | None:
 def __backoff_seconds(earlier_failures: int) -> float:
     """Return an exponential backoff, with jitter, so that requests that fail at the same time are
     not all retried at the same time. Three retries span about half a minute."""
-    seconds = min(__BACKOFF_MAX_SECONDS, __BACKOFF_BASE_SECONDS * 2**earlier_failures)
-    return seconds * random.uniform(0.8, 1.2)
+    seconds = __BACKOFF_BASE_SECONDS * 2**earlier_failures * random.uniform(0.9, 1.2)
+    return min(seconds, __BACKOFF_MAX_SECONDS)
 
 
 def __handle_request_error(
