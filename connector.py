@@ -1,7 +1,7 @@
 """A Fivetran connector that syncs customers, companies, brands, messages and optional further
 tables from Kustomer.
 
-Each section can be read on its own. Its first comment says what the other sections can rely on:
+The first comment of each section says what the other sections can rely on:
 
     Columns              how a column's value is read from a record
     Tables               the tables and their columns, and the functions that return their rows
@@ -15,8 +15,9 @@ Each section can be read on its own. Its first comment says what the other secti
     Setup form           the form and the tests that Fivetran shows for a connection
 
 A record takes this path to the destination: `execute_api_request` returns the JSON of a response,
-and `__get_page` takes the records from it. `__search_pages` or `__list_pages` yields the page,
-`__make_rows` maps its records to rows, and `__deliver` upserts the rows.
+and `__get_page` takes the records from it. `__search_pages` or `__list_pages` yields the page, and
+`__table_pages` decides which (`__list_changes` drops what has not changed, and `__mirrored` waits
+for the whole list). `__make_rows` maps the records to rows, and `__deliver` upserts the rows.
 
 Names that begin with two underscores are private to this file, as Fivetran's connectors write them.
 In the body of a class, Python would change such a name, so methods and attributes have one.
@@ -78,7 +79,8 @@ class RefusedError(KustomerError):
 class SearchUnusableError(Exception):
     """Search cannot serve a table, so its list is read. The message says why.
 
-    `is_refusal` is whether Kustomer refused the search, instead of answering it unreliably.
+    `is_refusal` is whether Kustomer refused the search or does not know the table, instead of
+    answering unreliably. A later search may then find what this one would have.
     """
 
     message: str
@@ -535,8 +537,8 @@ def get_messages(
     return get_rows(MESSAGES, api_key, last_sync_time, configuration, **reading)
 
 
-# The functions that return and map the rows of the default tables. `get_rows` and `__map_record`
-# serve all others.
+# The default tables, and the functions that return and map their rows, whose names are part of the
+# connector's interface. `get_rows` and `__map_record` serve all others.
 __FUNCTIONS: dict[Table, tuple[Callable[..., "Rows"], Callable[[dict], dict]]] = {
     CUSTOMERS: (get_customers, __map_customer_data),
     COMPANIES: (get_companies, __map_company_data),
@@ -688,7 +690,7 @@ SETTINGS = (
     Setting(
         "max_records_per_page",
         500,
-        "Lists return at most 100 records per page, most searches 500. Less than 20 counts as 20.",
+        "Pages of a search have 100 to 500 records, those of most lists 20 to 100.",
         limits=(1, 1000),
     ),
     Setting(
@@ -829,12 +831,12 @@ def __unknown_settings(configuration: dict) -> Iterator[str]:
 # --------------------------------------------------------------------------------------------
 
 __CHECKPOINT_EVERY_ROWS = 5_000
-# More objects than the pages in memory usually contain. Parsed records have no reference cycles, and
-# looking for some takes a quarter of the CPU of a sync.
+# Collect garbage only from this many objects on, more than the pages in memory usually contain. To
+# look for reference cycles, which records do not have, takes a quarter of the CPU of a sync.
 __COLLECT_GARBAGE_FROM_OBJECTS = 200_000
-# The first read of a table on a day goes back so much further. Kustomer's search has lagged behind
-# for hours (15 May 2019, 12 January 2025), and what appears late would be missed. The windows of
-# two consecutive days overlap by a day, so a lag of up to a day heals.
+# Each day's first read of a table starts so much earlier, unless it resumes. Kustomer's search has
+# been hours late (15 May 2019, 12 January 2025), and what appears late would be missed. The windows
+# of two consecutive days overlap by a day, which makes up for a lag of up to a day.
 __DAILY_LOOK_BACK = timedelta(days=2)
 
 
@@ -889,14 +891,14 @@ def update(configuration: dict, state: dict) -> None:
     for warning in __unknown_settings(configuration):
         op.warning(warning)
     tables = __selected_tables(settings.additional_tables)
-    skipped = {table: __next_read(table, saved, settings) for table in tables}
-    __log(log.info, __plan(skipped, saved, settings))
+    next_reads = {table: __next_read(table, saved, settings) for table in tables}
+    __log(log.info, __plan(next_reads, saved, settings))
     failures = []
     with __quiet_interrupt(), open_client(settings, op.warning) as client:
         check_api_key(client)
         totals = Counts(requests=client.requests_sent, seconds_waited=client.seconds_waited)
         __log(log.info, f"API key: {totals.cost()}.")
-        for table in filterfalse(skipped.get, tables):
+        for table in filterfalse(next_reads.get, tables):
             try:
                 __sync_table(client, table, saved, configuration, totals)
             except SyncStoppedError as error:
@@ -913,9 +915,9 @@ def update(configuration: dict, state: dict) -> None:
 class State:
     """The cursors of the tables, by table name.
 
-    `last_sync_time` is when the last complete read of a table began. `unfinished` is where the next
-    search of a table has to start if it is not there: after an interruption, or after a list stood
-    in for search.
+    `last_sync_time` is when the last complete read of a table began. `unfinished`, if there is one,
+    takes its place as the time from which the next search goes on: after an interruption, or after
+    a list stood in for search. Both are read again from ten minutes before.
     """
 
     last_sync_time: dict[str, datetime]
@@ -987,10 +989,10 @@ def __next_read(table: Table, saved: State, settings: Settings) -> datetime | No
     return due if __now() < due - __OVERLAP else None
 
 
-def __plan(skipped: dict[Table, datetime | None], saved: State, settings: Settings) -> str:
+def __plan(next_reads: dict[Table, datetime | None], saved: State, settings: Settings) -> str:
     """Return the log line that says which changes the sync reads and which tables it skips."""
     words, days = [], f"in the last {settings.initial_sync_days} days"
-    for table, next_read in skipped.items():
+    for table, next_read in next_reads.items():
         since = saved.unfinished.get(table.name) or __since(saved, table, __now())
         if next_read:
             words.append(f"{table.name} skipped until {__format_time(next_read)}")
@@ -1192,10 +1194,11 @@ def get_rows(
             active = client or stack.enter_context(open_client(validate_configuration(settings)))
             stack.callback(__show_warnings, active)
             time_range = get_time_range(last_sync_time, configuration, now=__now(active))
-            start, beginning = map(__parse_time, time_range.values())
-            cursor, settled = resume_at or start + __OVERLAP, beginning - __OVERLAP
+            since, began = map(__parse_time, time_range.values())
+            # A search starts the overlap before its cursor, which `since` already contains.
+            cursor, settled = resume_at or since + __OVERLAP, began - __OVERLAP
             is_first, resumes = last_sync_time is None, resume_at is not None
-            search = Search(active, table, start, cursor, beginning, settled, is_first, resumes)
+            search = Search(active, table, since, cursor, began, settled, is_first, resumes)
             table_pages = __table_pages(search)
             for page in __read_ahead(active, map(partial(__make_rows, table), table_pages)):
                 __show_warnings(active)
@@ -1228,13 +1231,15 @@ def __read_ahead(client: "Client", pages: Iterator[Page]) -> Iterator[Page]:
     """Yield the pages. While the caller processes one page, a thread reads the next one."""
     next_page = __in_background(next, pages, None)
     try:
-        while (page := next_page.result()) is not None:
+        while True:
+            # Python may notice Ctrl-C only at the end of a wait.
+            while not wait([next_page], timeout=1).done:
+                pass
+            if (page := next_page.result()) is None:
+                return
             next_page = __in_background(next, pages, None)
             yield page
-    except Exception:
-        # This table cannot be read, but others can.
-        raise
-    except BaseException:
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
         # The caller needs no more pages, or the process has to end.
         client.closed.set()
         raise
@@ -1265,7 +1270,7 @@ def __table_pages(search: "Search") -> Iterator[Page]:
     can_search = client.settings.enable_incremental_sync
     if not table.search_is_documented:
         first = next(pages)
-        if first.is_last and first.records:
+        if first.is_last and first.records and not first.may_lack_records:
             # This page is the whole table.
             yield from __mirrored([first])
             return
@@ -1283,15 +1288,14 @@ def __table_pages(search: "Search") -> Iterator[Page]:
 def __list_changes(
     search: "Search", pages: Iterable[Page], problem: SearchUnusableError | None
 ) -> Iterator[Page]:
-    """Yield the changes since `start` from a list, because of a problem with search or on request.
+    """Yield the changes from a list, because of a problem with search or on request.
 
-    What has been deleted is still to be found, so the next search starts where this one would have.
-    After a complete first read, that is the beginning of this sync. Search that is unreliable goes
-    on from there too: it would not find it.
+    A list does not show what has been deleted, so the cursor is kept, and a later search finds it.
+    Unreliable search could not find it and goes on from this sync, and so does a first read.
     """
     warning = __list_warning(search.table, problem)
-    was_read = search.resumes or not search.is_first
-    keeps_cursor = was_read and (problem is None or problem.is_refusal)
+    may_have_rows = search.resumes or not search.is_first
+    keeps_cursor = may_have_rows and (problem is None or problem.is_refusal)
     for page in pages:
         if warning:
             # Warn only after the first page of the list. Search also refuses a key that lacks the
@@ -1300,8 +1304,8 @@ def __list_changes(
             warning = ""
         if search.client.settings.enable_incremental_sync:
             # A record without a valid updatedAt may have changed.
-            start = search.start
-            page.records = [r for r in page.records if (__updated_at(r) or start) >= start]
+            since = search.since
+            page.records = [r for r in page.records if (__updated_at(r) or since) >= since]
         page.cursor_after = search.cursor if keeps_cursor or not page.is_last else None
         yield page
 
@@ -1318,7 +1322,7 @@ def __found_pages(search: "Search") -> Iterator[Page]:
         search.cursor = page.cursor_after or search.cursor
         yield page
     if not has_found and not search.table.search_is_documented:
-        if not __ask(search, Slice(search.beginning - __SEARCH_HORIZON)).total:
+        if not __ask(search, Slice(search.sync_began - __SEARCH_HORIZON)).total:
             raise SearchUnusableError("search does not know the table", is_refusal=True)
 
 
@@ -1417,9 +1421,9 @@ class Slice:
 
 @dataclass
 class Search:
-    """The search for a table's changes since `start`, in a sync that began at `beginning`.
+    """The search for a table's changes since `since`, in a sync that began at `sync_began`.
 
-    It begins ten minutes before `cursor`, which is later than `start` if the search `resumes` an
+    It begins ten minutes before `cursor`, which is later than `since` if the search `resumes` an
     unfinished one. `is_first` is whether the table has never been read to its end.
 
     Before `settled`, a slice only ever loses records, because a record that is updated moves to a
@@ -1430,9 +1434,9 @@ class Search:
 
     client: "Client"
     table: Table
-    start: datetime
+    since: datetime
     cursor: datetime
-    beginning: datetime
+    sync_began: datetime
     settled: datetime
     is_first: bool = False
     resumes: bool = False
@@ -1447,7 +1451,7 @@ def __search_pages(search: Search) -> Iterator[Page]:
     The `cursor_after` of a page is the beginning of the earliest slice that is not complete yet.
     The first search has no end, so that records with a time in the future are included.
     """
-    low, horizon = search.cursor - __OVERLAP, search.beginning - __SEARCH_HORIZON
+    low, horizon = search.cursor - __OVERLAP, search.sync_began - __SEARCH_HORIZON
     waiting, running = [Slice(max(low, horizon))], {}
     page = None
     while True:
@@ -1493,10 +1497,10 @@ def __read_first_page(search: Search, part: Slice, page: Page) -> tuple[Page | N
             raise SearchUnusableError("search counts more records than it shows")
         return page, []
     is_large = pages > __SLICE_MAX_PAGES or page.total >= __SEARCH_MAX_COUNT
-    if part.high is None and part.low < search.beginning:
-        edges = [at for at in (search.settled, search.beginning) if at > part.low]
-        past, *recent = [Slice(*pair) for pair in zip([part.low, *edges], [*edges, None])]
-        return None, [*__cut(past, page, __SLICE_PAGES), *recent]
+    edges = [at for at in (search.settled, search.sync_began) if at > part.low]
+    if part.high is None and edges:
+        past = Slice(part.low, edges[0])
+        return None, [*__cut(past, page, __SLICE_PAGES), Slice(edges[0])]
     if part.high is None and is_large:
         # All of it changed after the sync began, so the next sync reads it again.
         return page, []
@@ -1614,7 +1618,7 @@ __DEACTIVATED = {"deleted": "true"}
 # that gets no further. After the last attempt, accept the gap.
 __LIST_STEPS_BACK = (1, 4, 32)
 # Remember this many of the last records of a list, which is more than the longest step back covers.
-__LIST_KNOWN_RECORDS = 6_400
+__LIST_KNOWN_RECORDS = 20_000
 # A list ends, whatever its links say, after this many pages in a row without a new record.
 __LIST_MAX_KNOWN_PAGES = 2
 __MISSING_ROLE_STATUSES = frozenset({401, 403})
@@ -1829,8 +1833,8 @@ def __list_page(listing: Listing, number: int, size: int) -> Page:
 # retryable, change `__read_response`. The key is sent only to the configured host, and is never
 # shown in a log line or an error.
 #
-# Three things make a request wait: the rate limit, for all requests of a sync; the good neighbour,
-# for lists; and a failure, for the request that failed.
+# Three things make a request wait: the rate limit, for all requests of a sync; the share of it that
+# is left to other apps (`api_utilization_percentage`), for GET requests; and a failure, for itself.
 # --------------------------------------------------------------------------------------------
 
 __KEY_PATH = "/v1/users/current"
@@ -1891,7 +1895,7 @@ class Client:
 
     No request is sent before `limited_until`, and no list request before `lists_wait_until`.
     `limited_since` is the first refusal by the rate limit since the last successful response, and
-    `limits` counts the waits since then; the sync fails after `limited_seconds_max`. `waited_until`
+    `limit_waits` counts the waits since then; the sync fails after `limited_seconds_max`. `waited_until`
     is the end of the last wait. These moments are monotonic times.
     """
 
@@ -1909,7 +1913,7 @@ class Client:
     lock: threading.Lock = field(default_factory=threading.Lock)
     limited_since: float | None = None
     limited_until: float = 0.0
-    limits: int = 0
+    limit_waits: int = 0
     lists_wait_until: float = 0.0
 
 
@@ -1967,8 +1971,6 @@ def check_api_key(client: Client) -> None:
     try:
         execute_api_request(__KEY_PATH, client.settings.api_key, client=client)
     except RefusedError as error:
-        if error.status in (404, 405):
-            return
         if error.status not in __MISSING_ROLE_STATUSES:
             raise
         raise SyncStoppedError(
@@ -2073,7 +2075,7 @@ def __exchange(
     if status == 429:
         return None
     payload = __read_response(response, request, settings.api_key)
-    client.limited_since, client.limits = None, 0
+    client.limited_since, client.limit_waits = None, 0
     return payload
 
 
@@ -2143,20 +2145,19 @@ def __handle_rate_limit(
 ) -> None:
     """Note until when no request is to be sent, after a 429 or another response that asks to wait.
 
-    Raises SyncStoppedError if Kustomer has answered nothing but 429 for the maximum time.
+    Raises SyncStoppedError if no response has been successful for the maximum time.
     """
     with client.lock:
         now, seconds = time.monotonic(), __seconds_until_reset(headers)
-        was_on_its_way = is_limited and sent_at < client.limited_until
-        if was_on_its_way or (seconds is None and not is_limited):
-            # Another request that was refused at the same time has set the moment.
+        if (is_limited and sent_at < client.limited_until) or (seconds is None and not is_limited):
+            # Another request that was refused at the same time has set the moment, or there is none.
             return
         if is_limited and client.limited_since is None:
             client.limited_since = now
         left = client.limited_seconds_max + (client.limited_since or now) - now
         if seconds is None:
-            seconds = __backoff_seconds(client.limits)
-        client.limits += is_limited
+            seconds = __backoff_seconds(client.limit_waits)
+        client.limit_waits += is_limited
         seconds = min(seconds, __RATE_LIMIT_MAX_WAIT_SECONDS, left)
         client.limited_until = max(client.limited_until, now + seconds)
     # A last wait of less than a second would not help.
@@ -2413,7 +2414,7 @@ def __run_setup_test(configuration: dict, check: Callable[[Client], None]):
 
 
 def __read_first_pages(client: Client) -> None:
-    # Each table would report an invalid key again.
+    # Otherwise every table would report the same invalid key.
     check_api_key(client)
     failures = []
     for table in __selected_tables(client.settings.additional_tables):

@@ -110,8 +110,6 @@ def test_ctrl_c_ends_fivetran_debug_soon_and_with_one_line(fault, tmp_path):
         project = Project(tmp_path, server, **SETTINGS)
         with fivetran_process(*project.command, environment=project.environment) as process:
             wait_for_requests(server, 6)
-            # Python can lose a signal that arrives at the very moment at which it begins to wait.
-            time.sleep(0.3)
             process.send_signal(signal.SIGINT)
             stopped_after = len(server.requests)
             output, _ = process.communicate(timeout=SOON_SECONDS)
