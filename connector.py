@@ -1392,6 +1392,8 @@ __SEARCH_MAX_COUNT = 10_000
 # With these statuses and an error message of its own, Kustomer refuses a search.
 __SEARCH_REFUSALS = frozenset({400, 401, 403, 404, 405, 422})
 __SEARCH_THREADS = 4
+# More than threads, so that none is idle at the end; few, so that the cursor does not lag behind.
+__SLICES_BEGUN = 6
 # A slice of at most ten pages is read page by page. A larger one is cut into parts of about four
 # pages, or, once pages have proved unreliable, of less than one page.
 __SLICE_MAX_PAGES = 10
@@ -1452,13 +1454,16 @@ def __search_pages(search: Search) -> Iterator[Page]:
     The first search has no end, so that records with a time in the future are included.
     """
     low, horizon = search.cursor - __OVERLAP, search.sync_began - __SEARCH_HORIZON
-    waiting, running = [Slice(max(low, horizon))], {}
-    page = None
+    waiting, running, page = [Slice(max(low, horizon))], {}, None
     while True:
         # The slice without an end is read alone and last: records that change meanwhile move there,
         # so that their newest version is delivered last.
         while waiting and len(running) < __SEARCH_THREADS and (waiting[0].high or not running):
-            part = waiting.pop(0)
+            # New slices first, then the one with most pages left.
+            part = max(
+                waiting[:__SLICES_BEGUN], key=lambda p: (bool(p.high), not p.counted, p.number)
+            )
+            waiting.remove(part)
             running[__in_background(__read_slice, search, part)] = part
         if page:
             yield page
@@ -1483,8 +1488,7 @@ def __read_slice(search: Search, part: Slice) -> tuple[Page | None, list[Slice]]
     """Read one page of a slice. Return the page, or None if it is not delivered, and what is left
     to read of the slice."""
     page = __ask(search, part)
-    if search.total is None:
-        search.total = page.total
+    search.total = search.total or page.total
     read = __read_first_page if part.counted is None else __read_later_page
     return read(search, part, page)
 
@@ -1793,8 +1797,7 @@ def __check_end(listing: Listing, page: Page, read: int) -> None:
         problem = f"Kustomer counts {page.total} records, but its list ended after {read}"
         __note_missing(listing, page, problem)
     elif page.total is None and read == __SEARCH_MAX_COUNT:
-        problem = f"the list ended after exactly {read} records, which may not be all"
-        __note_missing(listing, page, problem)
+        __note_missing(listing, page, f"the list ended after {read} records, which may not be all")
     elif listing.is_numbered and listing.page_start:
         listing.client.warnings.append(
             f"{listing.table.name}: Kustomer does not return pages of the requested size, so a "
@@ -1948,11 +1951,7 @@ def __log(write: Callable[[str], None], message: str) -> None:
 
 
 def __log_throttled(client: Client, message: str, quiet_seconds: float = 0.0) -> None:
-    """Log at most one line per 30 seconds, and one before any longer wait.
-
-    Args:
-        quiet_seconds: how long the log stays silent after this line, because of a wait.
-    """
+    """Log at most one line per 30 seconds, and one before a wait that is longer than that."""
     silent_until = time.monotonic() + quiet_seconds
     if silent_until - client.last_log_at >= __LOG_EVERY_SECONDS:
         client.last_log_at = silent_until

@@ -114,13 +114,14 @@ def test_an_incremental_sync_interrupted_at_any_request_resumes_without_loss(mon
 
 
 def test_a_sync_interrupted_again_and_again_finishes_without_loss(monkeypatch):
-    records = {**RECORDS, **bare_records("messages", even_times(4000))}
+    records = {**RECORDS, **bare_records("messages", even_times(6000))}
     with mock(records) as server:
         auditor = Auditor(server)
         monkeypatch.setattr(connector, "op", auditor)
         syncs = 0
-        # Each sync ends after 39 requests, so only the saved cursors let the last one finish.
-        while crash_at(40, auditor, server):
+        # Six slices of about six pages are begun together. Each sync ends after 54 requests, so only
+        # the saved cursors let the last one finish.
+        while crash_at(55, auditor, server):
             syncs += 1
             assert syncs < 10
         assert syncs > 1
