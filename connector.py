@@ -1067,9 +1067,10 @@ def __sync_table(
             __log_progress(client, table, counts, page, started)
     if counts.skipped:
         op.warning(f"{name}: skipped {pluralize(counts.skipped, 'record')} without an id.")
-    if not table.mirrored and last is None and not counts.upserted + counts.deleted:
-        # On 12 January 2025, search found nothing for three hours, without an error. Had this
-        # counted as a read, the history would never have been read.
+    is_long_ago = last is None or began - last > __DAILY_LOOK_BACK / 2
+    if not table.mirrored and is_long_ago and not counts.upserted + counts.deleted:
+        # On 12 January 2025, search found nothing for three hours, without an error. If that counted
+        # as a read, changes of more than a day would be missed, or the whole history.
         return
     saved.last_sync_time[name] = max(began, last or began)
     if not page.cursor_after:
@@ -2128,12 +2129,8 @@ def __parsed(content: bytes) -> dict | None:
 
 def __api_message(errors: list[dict], api_key: str) -> str:
     """Return Kustomer's error message, without the key and without any other part of the body."""
-    words = [
-        str(error[name])
-        for error in errors
-        for name in ("code", "title", "message", "detail")
-        if error.get(name)
-    ]
+    names = ("code", "title", "message", "detail")
+    words = [str(error[name]) for error in errors for name in names if error.get(name)]
     text = re.sub(r"eyJ[\w.%-]+", "(key)", " - ".join(words).replace(api_key, "(key)"))
     text = "".join(letter if letter.isprintable() else " " for letter in text)
     return " ".join(text.split())[:__API_MESSAGE_MAX_CHARACTERS] or "no reason given"

@@ -359,6 +359,23 @@ def test_after_an_interrupted_first_read_by_list_no_history_is_lost_and_nothing_
     assert destination.state["unfinished"] == {}
 
 
+def test_a_week_in_which_search_finds_nothing_does_not_count_as_a_read(clock, destination):
+    """Search may be empty for hours. Changes of a week must not depend on the hour of the sync."""
+    with mock(bare_records("messages", even_times(50))) as server:
+        sync(server, destination)
+        before = destination.state["last_sync_time"]["messages"]
+        server.store.change("messages", server.store.listed("messages")[0], status="new")
+        clock.move(7 * DAY)
+        server.behaviour.search_is_empty = True
+        sync(server, destination)
+        assert destination.state["last_sync_time"]["messages"] == before
+        server.behaviour.search_is_empty = False
+        clock.move(7 * DAY)
+        sync(server, destination)
+        assert_mirrors(destination, server, ["messages"])
+    assert destination.state["last_sync_time"]["messages"] > before
+
+
 # The number of searches.
 
 

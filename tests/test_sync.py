@@ -361,6 +361,7 @@ def test_a_read_that_resumes_does_not_go_back_two_days_more(destination):
         "unfinished": {"messages": stopped},
     }
     with mock(RECORDS) as server:
+        server.store.change("messages", server.store.listed("messages")[0], status="read")
         sync(server, destination)
         assert starts(server) == {
             "customer": earlier(last, days=2, minutes=10),
