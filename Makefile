@@ -54,7 +54,8 @@ test: ready
 # The property tests with many more examples than in make test.
 thorough: ready
 	$(BIN)/python -m pytest --hypothesis-profile=thorough --timeout=0 \
-		tests/test_random_worlds.py tests/test_fuzz.py
+		tests/test_random_worlds.py tests/test_random_modes.py \
+		tests/test_fuzz.py
 
 lint: ready
 	$(BIN)/black --check .

@@ -1045,10 +1045,12 @@ def __sync_table(
     and add them to the totals."""
     began, name, counts = __now(client), table.name, Counts()
     last, since = saved.last_sync_time.get(name), __since(saved, table, began)
-    reading = {"configuration": configuration, "client": client}
+    reading, resume_at = {"configuration": configuration, "client": client}, saved.unfinished.get(
+        name
+    )
     if not table.mirrored:
         reading["last_sync_time"] = since and __format_time(since)
-        reading["resume_at"] = saved.unfinished.get(name)
+        reading["resume_at"] = resume_at
     get, _ = __FUNCTIONS.get(table, (partial(get_rows, table), None))
     rows = get(client.settings.api_key, **reading)
     rows_since_checkpoint, is_replaced, started = 0, False, time.monotonic()
@@ -1067,7 +1069,7 @@ def __sync_table(
             __log_progress(client, table, counts, page, started)
     if counts.skipped:
         op.warning(f"{name}: skipped {pluralize(counts.skipped, 'record')} without an id.")
-    is_long_ago = last is None or began - last > __DAILY_LOOK_BACK / 2
+    is_long_ago = began - (resume_at or last or __EPOCH) > __DAILY_LOOK_BACK / 2
     if not table.mirrored and is_long_ago and not counts.upserted + counts.deleted:
         # On 12 January 2025, search found nothing for three hours, without an error. If that counted
         # as a read, changes of more than a day would be missed, or the whole history.
