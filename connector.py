@@ -20,7 +20,7 @@ and `__get_page` takes the records from it. `__search_pages` or `__list_pages` y
 for the whole list). `__make_rows` maps the records to rows, and `__deliver` upserts the rows.
 
 Names that begin with two underscores are private to this file, as Fivetran's connectors write them.
-In the body of a class, Python would change such a name, so methods and attributes have one.
+In the body of a class, Python would change such a name, so there they have one underscore.
 """
 
 import contextlib
@@ -1145,7 +1145,7 @@ class Page:
 
     The other fields are filled in on the way. `is_last`: its list ends here. `may_lack_records`:
     records of its list may be missing. `cursor_after`: where the next search of the table has to
-    start once this page is delivered, or None if that is the beginning of this sync.
+    start once this page is delivered, or None if it can go on from the beginning of this sync.
     `replaces_table`: rows that were delivered before this page are deleted if they do not come
     again. `rows` are the mapped records. `deleted` has the ids of deleted records, `skipped` counts
     records without an id, and `unreadable` counts values that could not be converted.
@@ -1294,7 +1294,7 @@ def __list_changes(
     """Yield the changes from a list, because of a problem with search or on request.
 
     A list does not show what has been deleted, so the cursor is kept, and a later search finds it.
-    Unreliable search could not find it and goes on from this sync, and so does a first read.
+    After an unreliable search, or a first read, the cursor moves to the beginning of this sync.
     """
     warning = __list_warning(search.table, problem)
     may_have_rows = search.resumes or not search.is_first
@@ -1560,6 +1560,7 @@ def __ask(search: Search, part: Slice) -> Page:
     Raises SearchUnusableError if Kustomer refuses the search twice, does not count its results or
     does not understand the time range, and KustomerError if the search fails.
     """
+    # Twice, because a fault may look like a refusal, and a list takes many more requests.
     for _ in range(2):
         try:
             page = __request_page(search, part)
@@ -1604,8 +1605,8 @@ def __request_page(search: Search, part: Slice) -> Page:
             raise
         failure = str(error)
     raise KustomerError(
-        f"{failure} If search fails for days, set enable_incremental_sync to false: the tables are "
-        "then read from their lists."
+        f"{failure.rstrip('.')}. If search fails for days, set enable_incremental_sync to false: the "
+        "tables are then read from their lists."
     )
 
 
@@ -1718,7 +1719,8 @@ def __next_page(listing: Listing) -> tuple[int, int]:
     """Return the number and size of the page to read next.
 
     Without `is_numbered`, it is the page that begins at least `overlap` records before the end of
-    the last one and extends furthest beyond it.
+    the last one and extends furthest beyond it: after 100 records, page 2 of 99, which are 100 to
+    198. (Pages begin at multiples of their size, so its size has to differ.)
     """
     if listing.is_numbered or not listing.reached:
         return listing.reached // listing.size + 1, listing.size
@@ -1892,7 +1894,7 @@ __NETWORK_CAUSES = (
 @dataclass
 class Client:
     """What all requests of a sync have in common: the session, the settings and the counts.
-    Several threads use it; `lock` protects what they change.
+    Several threads use it; `lock` protects the counts and the moment before which nobody sends.
 
     `warn(message)` shows a warning that the user should act on. `warnings` holds the warnings of
     other threads until the main thread shows them. `clock_ahead` is how many seconds this machine's
@@ -2002,7 +2004,7 @@ def execute_api_request(
 
     Args:
         endpoint: the path, such as /v1/customers.
-        api_key: the Kustomer API key.
+        api_key: the Kustomer API key. Ignored if there is a `client`.
         params: the query parameters.
         configuration: the connector's configuration. Ignored if there is a `client`.
         body: the JSON body of a POST request. Without a body, the request is a GET.
@@ -2026,7 +2028,7 @@ def execute_api_request(
     request = f"{'GET' if body is None else 'POST'} {endpoint}"
     failures = 0
     while True:
-        __wait_for_turn(client, purpose or request, is_list=body is None)
+        __wait_for_turn(client, purpose or request, is_get=body is None)
         try:
             payload = __exchange(client, request, params, body, purpose or request)
             if payload is not None:
@@ -2097,8 +2099,8 @@ def __network_problem(error: BaseException) -> tuple[str, str]:
 def __read_response(response, request: str, api_key: str) -> dict:
     """Return the JSON of a response, or raise an error.
 
-    Only this function decides which responses are retried: with RetryableError, the request is
-    sent again; with RefusedError, it is not.
+    Only this function decides which responses other than a 429 are retried: with RetryableError,
+    the request is sent again; with RefusedError, it is not.
     """
     status, payload = response.status_code, __parsed(response.content)
     if status == 200 and payload is not None:
@@ -2167,14 +2169,14 @@ def __handle_rate_limit(
         )
 
 
-def __wait_for_turn(client: Client, purpose: str, is_list: bool) -> None:
+def __wait_for_turn(client: Client, purpose: str, is_get: bool) -> None:
     """Wait until a request may be sent. Raises SyncStoppedError if nobody needs it any more."""
     while (seconds := client.limited_until - time.monotonic()) > 0 and not client.closed.is_set():
         most = min(__JITTER_FRACTION * seconds, __RATE_LIMIT_MAX_WAIT_SECONDS - seconds)
         jitter = random.uniform(0, max(most, 0))
-        reason = f"{purpose}: the rate limit is exhausted"
+        reason = f"{purpose}: Kustomer asks to wait"
         __wait_until(client, client.limited_until + jitter, reason)
-    if is_list:
+    if is_get:
         percentage = client.settings.api_utilization_percentage
         reason = f"{purpose}: more than {percentage} % of the organization's rate limit is used"
         __wait_until(client, client.lists_wait_until, reason)
