@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Callable, FrozenSet, List, Tuple
 
 from mock_server.behaviour import (
+    AUDIT_LOG_ORDERS,
     COMPANY_SEARCHES,
     CONTEXTS,
     ERROR_FORMS,
@@ -37,6 +38,10 @@ _DEFAULT_COUNTS = {
     "users": 12,
     "teams": 4,
     "tags": 8,
+    "kobjects": 200,
+    "klasses": 3,
+    "shortcuts": 10,
+    "audit_logs": 500,
 }
 
 
@@ -163,6 +168,15 @@ _BEHAVIOUR_OPTIONS = {
         "every page of a list links to a next page; pages beyond the last one are empty, or "
         "repeat the last one",
     ),
+    "audit_log_order": (
+        {"choices": AUDIT_LOG_ORDERS},
+        "which entries of the audit log come first",
+    ),
+    "audit_log_lag_seconds": (_SECONDS, "how long it takes until the audit log shows a change"),
+    "audit_log_days": (
+        {"type": _at_least(1, 3650), "metavar": "N"},
+        "how many days the audit log keeps its entries",
+    ),
     "page_size_limit": (_NUMBER, "a lower maximum of records per page"),
     "allowed_page_sizes": ({"type": _numbers, "metavar": "N,M"}, "reject any other pageSize"),
     "shows_links": (_SWITCH, "responses have links"),
@@ -202,7 +216,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     for table, number in _DEFAULT_COUNTS.items():
         parser.add_argument(
-            f"--{table}", type=_at_least(0), default=number, help=f"default: {number}"
+            f"--{table.replace('_', '-')}",
+            type=_at_least(0),
+            default=number,
+            help=f"default: {number}",
         )
     parser.add_argument(
         "--same-moment",
@@ -313,7 +330,7 @@ def main(arguments: List[str]) -> int:
     if missing:
         print(
             f"The mock needs packages that are not installed here: {', '.join(missing)}. "
-            "Install them with: pip install -r requirements.txt",
+            "Install them with: pip install -r requirements-dev.txt",
             file=sys.stderr,
         )
         return 1

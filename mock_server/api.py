@@ -3,16 +3,17 @@
 Based on https://developer.kustomer.com/docs/concepts (pagination, search, rate-limits).
 """
 
-import bisect
-import copy
 import math
 import time
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from functools import partial
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 from urllib.parse import urlencode
 
-from mock_server.behaviour import CONTEXTS, SEARCH_ROLE, Behaviour
-from mock_server.records import ORG_ID, TABLES, TYPES, Records, scattered, time_text
+from mock_server.audit import find_page, parse_audit_query
+from mock_server.behaviour import CONTEXTS, READ_ROLES, SEARCH_ROLE, Behaviour
+from mock_server.records import KLASS_STATUSES, ORG_ID, TABLES
 from mock_server.search import Finder, QueryError, parse_query
+from mock_server.store import Store
 
 # The documented maximum page sizes of lists. For all other lists, LIST_MAX applies.
 LIST_MAXIMA = {"users": 500, "teams": 500}
@@ -21,6 +22,10 @@ SEARCH_MAX = 500
 SEARCH_MAX_PAGES = 100
 SEARCH_PATH = "/v1/customers/search"
 KEY_PATH = "/v1/users/current"
+AUDIT_PATH = "/v1/audit-logs"
+KLASS_PATH = "/v1/klasses/"
+# The tables with a list of their own. Custom objects are on the lists of their klasses.
+_LISTS = {f"/v1/{table}": table for table in TABLES if table not in ("kobjects", "audit_logs")}
 
 
 class Request(NamedTuple):
@@ -73,146 +78,6 @@ class ApiError(Exception):
         error = {"status": str(status), "code": code, "title": message, "detail": message}
         error.update(source={"parameters": parameter}, meta={})
         return Answer(status, {"errors": [error]})
-
-
-class _Change(NamedTuple):
-    """A record's new state, or None if it was erased, and when search sees it.
-
-    `due` is a Unix time on Kustomer's clock.
-    """
-
-    due: float
-    table: str
-    record_id: str
-    record: Optional[dict]
-
-
-class Store:
-    """The records and their search index, which can lag behind them."""
-
-    def __init__(self, records: Records, behaviour: Behaviour):
-        self._behaviour = behaviour
-        self._records = {table: dict(records.get(table, {})) for table in TABLES}
-        self._orders: Dict[str, Dict[tuple, List[str]]] = {}
-        self._indexed = {table: dict(self._records[table]) for table in TABLES}
-        self._keys = {table: self._sorted_keys(table) for table in TABLES}
-        self._pending: List[_Change] = []
-
-    def records(self, table: str) -> Dict[str, dict]:
-        """Return a table's records by id. Do not modify them; use `put` or `change` instead."""
-        return dict(self._records[table])
-
-    def count(self, table: str) -> int:
-        return len(self._records[table])
-
-    def put(self, table: str, record: dict) -> None:
-        """Add a record, or replace the record with the same id."""
-        self._records[table][record["id"]] = copy.deepcopy(record)
-        self._changed(table, record["id"])
-
-    def change(self, table: str, record_id: str, **attributes) -> None:
-        """Set attributes of a record. Unless given, `updatedAt` is set to the current time."""
-        record = copy.deepcopy(self._records[table][record_id])
-        record["attributes"].update({"updatedAt": time_text(self._behaviour.now())})
-        record["attributes"].update(attributes)
-        self.put(table, record)
-
-    def delete(self, table: str, record_id: str) -> None:
-        """Mark a record as deleted, as Kustomer does. Search can still return it."""
-        self.change(table, record_id, deleted=True)
-
-    def erase(self, table: str, record_id: str) -> None:
-        """Remove a record completely."""
-        del self._records[table][record_id]
-        self._changed(table, record_id)
-
-    def listed(self, table: str, deactivated: bool = False) -> List[str]:
-        """Return the ids on a table's list, or on the list of deactivated users, in list order.
-
-        With the list order "scattered", messages are in the order of their ids, and all other
-        records are in an order that a client cannot predict.
-        """
-        rules = self._behaviour
-        users = rules.user_lists if table == "users" else ""
-        shown = (rules.lists_show_deleted, users, deactivated)
-        orders = self._orders.setdefault(table, {})
-        order = (rules.list_order, *shown)
-        if order not in orders:
-            records = self._records[table]
-            ids = [record_id for record_id in records if _is_listed(records[record_id], *shown)]
-            if rules.list_order == "updated":
-                ids.sort(key=lambda record_id: _key(records[record_id]))
-            else:
-                ids.sort(key=None if table == "messages" else scattered)
-            orders[order] = ids
-        return orders[order]
-
-    def page(self, table: str, ids: List[str]) -> List[dict]:
-        return [self._records[table][record_id] for record_id in ids]
-
-    def indexed(self, table: str, record_id: str) -> dict:
-        """Return a record's state in the search index."""
-        return self._indexed[table][record_id]
-
-    def settle(self) -> None:
-        """Bring a lagging search index up to date immediately."""
-        self._catch_up(math.inf)
-
-    def keys(self, table: str) -> List[Tuple[str, str]]:
-        """Return (updatedAt, id) of every record in the search index, in ascending order."""
-        self._catch_up(self._behaviour.now().timestamp())
-        return self._keys[table]
-
-    def _changed(self, table: str, record_id: str) -> None:
-        self._orders.pop(table, None)
-        now, lag = self._behaviour.now().timestamp(), self._behaviour.index_lag_seconds
-        record = self._records[table].get(record_id)
-        self._pending.append(_Change(now + lag, table, record_id, record))
-        if not lag:
-            # A change without a lag stays visible even if Kustomer's clock is set back.
-            self._catch_up(now)
-
-    def _catch_up(self, now: float) -> None:
-        """Index the newest due change of each record. Older changes of the record are void."""
-        waiting: List[_Change] = []
-        indexed = set()
-        for change in reversed(self._pending):
-            record = change.table, change.record_id
-            if record in indexed:
-                continue
-            if change.due > now:
-                waiting.append(change)
-            else:
-                self._index(change)
-                indexed.add(record)
-        self._pending = waiting[::-1]
-
-    def _index(self, change: _Change) -> None:
-        _, table, record_id, new = change
-        keys, old = self._keys[table], self._indexed[table].pop(record_id, None)
-        if old:
-            del keys[bisect.bisect_left(keys, _key(old))]
-        if new:
-            self._indexed[table][record_id] = new
-            bisect.insort(keys, _key(new))
-
-    def _sorted_keys(self, table: str) -> List[Tuple[str, str]]:
-        return sorted(map(_key, self._records[table].values()))
-
-
-def _is_listed(record: dict, shows_deleted: bool, user_lists: str, deactivated: bool) -> bool:
-    """Return whether a record is on a list. `user_lists` is empty for all tables but users."""
-    attributes = record["attributes"]
-    if attributes.get("deleted") is True and not shows_deleted:
-        return False
-    if user_lists in ("", "ignores_deleted") or user_lists == "together" and not deactivated:
-        return True
-    # Only deactivated users have this time.
-    return deactivated is bool(attributes.get("deletedAt"))
-
-
-def _key(record: dict) -> Tuple[str, str]:
-    return str(record["attributes"].get("updatedAt", "")), record["id"]
 
 
 class RateLimits:
@@ -285,16 +150,25 @@ class Api:
         return Answer(200, payload, headers)
 
     def _payload(self, request: Request) -> dict:
-        table = request.path.rpartition("/")[2]
-        if (request.method, request.path) == ("POST", SEARCH_PATH):
-            return self._search(request)
-        if request.method == "GET" and request.path == KEY_PATH:
-            return self._current_user()
-        if request.method == "GET" and request.path == f"/v1/{table}" and table in TABLES:
-            return self._list(table, request)
-        if request.path in (SEARCH_PATH, KEY_PATH, *(f"/v1/{name}" for name in TABLES)):
+        serve = self._endpoint(request.path)
+        if serve is None:
+            raise ApiError(404, "not_found", "Not found")
+        if request.method != ("POST" if request.path == SEARCH_PATH else "GET"):
             raise ApiError(405, "method_not_allowed", "Method not allowed")
-        raise ApiError(404, "not_found", "Not found")
+        return serve(request)
+
+    def _endpoint(self, path: str) -> Optional[Callable[[Request], dict]]:
+        """Return what answers the requests for a path, or None if there is no such path."""
+        if path in _LISTS:
+            return partial(self._list, _LISTS[path])
+        if path.startswith(KLASS_PATH):
+            return partial(self._list, "kobjects")
+        paths = {
+            SEARCH_PATH: self._search,
+            KEY_PATH: self._current_user,
+            AUDIT_PATH: self._audit_logs,
+        }
+        return paths.get(path)
 
     def _check_key(self, request: Request) -> None:
         if request.headers.get("Authorization") != f"Bearer {self._api_key}":
@@ -307,7 +181,7 @@ class Api:
                 code = "unauthorized" if status == 401 else "forbidden"
                 raise ApiError(status, code, "The token does not have the role for this request")
 
-    def _current_user(self) -> dict:
+    def _current_user(self, _request: Request) -> dict:
         user = {"name": "Connector", "userType": "machine", "roleGroups": []}
         links = {"self": KEY_PATH}
         return {
@@ -315,10 +189,10 @@ class Api:
         }
 
     def _list(self, table: str, request: Request) -> dict:
-        self._check_role(f"org.permission.{TYPES[table]}.read")
+        self._check_role(READ_ROLES[table])
         rules = self.behaviour
         paging = self._paging(request, LIST_MAX, LIST_MAXIMA.get(table, LIST_MAX))
-        ids = self.store.listed(table, request.params.get("deleted") == "true")
+        ids = self.store.listed(table, self._part(table, request))
         reachable = ids if rules.list_window is None else ids[: rules.list_window]
         if paging.end > len(reachable) < len(ids) and rules.list_window_status:
             raise ApiError(
@@ -333,6 +207,38 @@ class Api:
         more = in_list or rules.list_links_on is not None
         known_total = len(ids) if table == "customers" else None
         return self._envelope(request, records, paging, more, known_total)
+
+    def _part(self, table: str, request: Request) -> str:
+        """Return which of a table's lists a request is for, as `Store.listed` takes it."""
+        if table == "users" and request.params.get("deleted") == "true":
+            return "deactivated"
+        if table == "klasses":
+            status = request.params.get("status", "")
+            if status and status not in KLASS_STATUSES:
+                raise ApiError(400, "invalid_parameter", "Unknown status", "status")
+            return status
+        return self._klass_id(request.path[len(KLASS_PATH) :]) if table == "kobjects" else ""
+
+    def _klass_id(self, name: str) -> str:
+        for record_id, klass in self.store.records("klasses").items():
+            if klass["attributes"].get("name") == name:
+                return record_id
+        raise ApiError(404, "not_found", "Not found")
+
+    def _audit_logs(self, request: Request) -> dict:
+        self._check_role(READ_ROLES["audit_logs"])
+        try:
+            query = parse_audit_query(request.params)
+            page = find_page(self.store, query, self.behaviour)
+        except QueryError as error:
+            raise ApiError(400, *error.args) from None
+        links: Dict[str, Optional[str]] = {
+            "self": f"{request.path}?{urlencode(request.params)}",
+            "next": None,
+        }
+        if page.next_bounds:
+            links["next"] = f"{request.path}?{urlencode({**request.params, **page.next_bounds})}"
+        return {"meta": {"pageSize": query.count}, "data": page.entries, "links": links}
 
     def _paging(self, request: Request, default: int, maximum: int) -> Paging:
         rules, values = self.behaviour, {"page": 1, "pageSize": default}
@@ -354,7 +260,7 @@ class Api:
         except QueryError as error:
             raise ApiError(400, *error.args) from None
         if rules.search_needs_object_role:
-            self._check_role(f"org.permission.{query.context}.read")
+            self._check_role(READ_ROLES[CONTEXTS[query.context]])
         paging = self._paging(request, LIST_MAX, SEARCH_MAX)
         window = rules.search_window
         too_deep = window is not None and paging.page > 1 and paging.end > window

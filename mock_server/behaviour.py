@@ -14,15 +14,21 @@ CONTEXTS = {
     "company": "companies",
     "conversation": "conversations",
     "note": "notes",
+    "kobject": "kobjects",
 }
 SEARCH_ROLE = "org.permission.search.create"
-ROLES = frozenset(
-    {SEARCH_ROLE, *(f"org.permission.{object_type}.read" for object_type in TYPES.values())}
-)
+# The role that reading each table requires. Custom objects have the role of their klass.
+READ_ROLES = {
+    **{table: f"org.permission.{object_type}.read" for table, object_type in TYPES.items()},
+    "kobjects": "org.permission.klass.read",
+    "audit_logs": "org.permission.audit_logs.read",
+}
+ROLES = frozenset({SEARCH_ROLE, *READ_ROLES.values()})
 COMPANY_SEARCHES = ("knows", "refuses_attribute", "finds_nothing")
 USER_LISTS = ("apart", "ignores_deleted", "together")
 LIST_LINKS_ON = ("empty", "repeat")
 ERROR_FORMS = ("common", "detailed")
+AUDIT_LOG_ORDERS = ("newest", "oldest")
 RESETS = ("epoch", "epoch_ms", "seconds", "absent", "retry_after")
 
 
@@ -52,7 +58,11 @@ class Behaviour:
     pages are empty or return `list_window_status`. With `list_links_on`, every page links to a
     next page, without end: pages beyond the last one are "empty" or "repeat" the last one.
 
-    Page sizes of both: a larger size than the documented maximum gets the maximum.
+    Audit log: `audit_log_order` is whether the "newest" or the "oldest" entries come first. An entry
+    becomes visible `audit_log_lag_seconds` after it was made, on Kustomer's clock, and expires
+    after `audit_log_days`.
+
+    Page sizes of lists and search: a larger size than the documented maximum gets the maximum.
     `page_size_limit` is a lower maximum, and any size not in `allowed_page_sizes` is refused.
     `shows_links` and `shows_total` are whether responses have links and counts.
 
@@ -81,6 +91,9 @@ class Behaviour:
     list_window: Optional[int] = None
     list_window_status: Optional[int] = None
     list_links_on: Optional[str] = None
+    audit_log_order: str = "newest"
+    audit_log_lag_seconds: float = 0.0
+    audit_log_days: int = 90
     page_size_limit: Optional[int] = None
     allowed_page_sizes: Optional[FrozenSet[int]] = None
     shows_links: bool = True

@@ -22,7 +22,7 @@ _OPERATORS = {
 }
 # Criteria may refer to any object. These are some of the attributes that Kustomer documents.
 _ATTRIBUTE = re.compile(
-    r"(customer|company|message|conversation|note)_(updated_at|created_at|status|channel)"
+    r"(customer|company|message|conversation|note|kobject)_(updated_at|created_at|status|channel)"
 )
 # Greater than any updatedAt and any id.
 _HIGH = "\U0010ffff"

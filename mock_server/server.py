@@ -10,10 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Callable, List, NamedTuple, Optional
 from urllib.parse import parse_qsl, urlsplit
 
-from mock_server.api import Answer, Api, Request, Store
+from mock_server.api import Answer, Api, Request
 from mock_server.behaviour import Behaviour
 from mock_server.faults import Fault, FaultOrders
 from mock_server.records import Records
+from mock_server.store import Store
 
 API_KEY = "mock-api-key"
 _HTML = b"<!doctype html><html><body>The proxy cannot show this page.</body></html>"
