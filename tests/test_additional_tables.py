@@ -1,4 +1,4 @@
-"""Conversations, notes, users, teams and tags, which are read only on request."""
+"""The tables that are read only on request."""
 
 from datetime import datetime, timedelta, timezone
 
@@ -9,10 +9,24 @@ from mock_server import make_records
 from mock_server.behaviour import ROLES, SEARCH_ROLE, USER_LISTS
 from mock_server.records import TYPES
 from tests.expected import assert_mirrors, assert_same, source_rows
-from tests.support import ALL_TABLES, COLUMNS, TABLES, mock, searches, sync
+from tests.support import (
+    ALL_TABLES,
+    COLUMNS,
+    TABLES,
+    bare_records,
+    mock,
+    move_to_noon,
+    searches,
+    sync,
+)
 
 ADDITIONAL = [table for table in ALL_TABLES if table not in TABLES]
-MIRRORED = ["users", "teams", "tags"]
+MIRRORED = ["users", "teams", "tags", "klasses", "shortcuts"]
+# Columns whose attributes no sample of Kustomer's records has, or only some records have.
+NEVER_SENT = {*"created_by_id modified_at locked display_name website_url deleted".split()}
+NEVER_SENT |= {"deleted_at", "satisfaction_level"}
+# The object in the role for a table, if it is not the table's own.
+ROLE_OBJECTS = {"kobjects": "klass", "audit_logs": "audit_logs"}
 # Old enough for none of them to come again when a sync goes back two days.
 RECORDS = make_records(
     customers=60,
@@ -23,6 +37,10 @@ RECORDS = make_records(
     users=20,
     teams=4,
     tags=9,
+    kobjects=50,
+    klasses=6,
+    shortcuts=12,
+    audit_logs=40,
     before=datetime.now(timezone.utc) - timedelta(days=3),
 )
 
@@ -66,7 +84,7 @@ def test_the_requested_tables_are_declared_and_read(value, tables, destination):
 def test_an_unknown_table_is_an_error_that_lists_all_known_tables(value, destination):
     expected = (
         f"additional_tables: '{value}' must be one or more of conversations, notes, users, teams, "
-        "tags, separated by commas, or all."
+        "tags, kobjects, klasses, shortcuts, audit_logs, separated by commas, or all."
     )
     with mock(RECORDS) as server:
         with pytest.raises(ValueError, match=expected):
@@ -86,7 +104,7 @@ def test_every_row_of_every_table_matches_its_record(destination):
                 for column in COLUMNS[table]
                 if all(row[column] is None for row in destination.live(table).values())
             }
-            assert empty <= {"locked", "display_name", "website_url", "deleted", "deleted_at"}
+            assert empty <= NEVER_SENT, table
 
 
 def test_changed_and_deleted_conversations_and_notes_are_delivered(destination):
@@ -199,11 +217,13 @@ def test_lists_of_users_and_teams_are_read_in_pages_of_500(destination):
 
 @pytest.mark.parametrize("table", ADDITIONAL)
 def test_a_missing_role_is_reported_and_all_other_tables_are_read(table, destination):
-    role = f"org.permission.{TYPES[table]}.read"
+    role = f"org.permission.{ROLE_OBJECTS.get(table, TYPES[table])}.read"
     with mock(RECORDS, roles=ROLES - {role}) as server:
         with pytest.raises(connector.KustomerError, match=f"{table}: .* lacks the role {role}"):
             sync(server, destination, additional_tables="all")
-        others = [name for name in ALL_TABLES if name != table]
+        # Custom objects and their types need the same role.
+        lacking = {"kobjects", "klasses"} if "klass" in role else {table}
+        others = [name for name in ALL_TABLES if name not in lacking]
         assert_mirrors(destination, server, others)
     assert set(destination.state["last_sync_time"]) == set(others)
 
@@ -211,17 +231,43 @@ def test_a_missing_role_is_reported_and_all_other_tables_are_read(table, destina
 @pytest.mark.parametrize(
     "rules",
     [
-        {"roles": ROLES - {SEARCH_ROLE}},
         {"sort_contexts": frozenset({"customer"})},
         {"sort_contexts": frozenset({"customer"}), "other_sorts": "refuse"},
         {"page_size_limit": 50},
     ],
-    ids=["no search role", "sorts customers only", "refuses other sorts", "fifty"],
+    ids=["sorts customers only", "refuses other sorts", "fifty"],
 )
 def test_all_tables_arrive_however_the_server_treats_search_and_page_sizes(rules, destination):
     with mock(RECORDS, **rules) as server:
         sync(server, destination, additional_tables="all")
         assert_mirrors(destination, server, ALL_TABLES)
+
+
+def test_without_the_search_role_custom_objects_fail_and_all_others_are_read(destination):
+    with mock(RECORDS, roles=ROLES - {SEARCH_ROLE}) as server:
+        with pytest.raises(connector.KustomerError, match=f"^kobjects: .*{SEARCH_ROLE}") as raised:
+            sync(server, destination, additional_tables="all")
+        assert "Kustomer has no list of kobjects." in str(raised.value)
+        assert_mirrors(destination, server, [name for name in ALL_TABLES if name != "kobjects"])
+
+
+def test_without_incremental_sync_custom_objects_of_two_years_are_searched(destination, clock):
+    move_to_noon(clock)
+    now = datetime.now(timezone.utc)
+    days = {0: 1, 1: 400, 2: 728, 3: 731}
+    records = bare_records("kobjects", [now - timedelta(days=days[n]) for n in sorted(days)])
+    with mock(records) as server:
+        sync(server, destination, additional_tables="kobjects", enable_incremental_sync="false")
+    assert len(destination.live("kobjects")) == 3
+
+
+def test_klasses_of_every_status_are_in_the_table(destination):
+    with mock(RECORDS) as server:
+        sync(server, destination, additional_tables="klasses,kobjects")
+    statuses = {row["status"] for row in destination.live("klasses").values()}
+    assert statuses == {"enabled", "existing_only", "disabled"}
+    known = {row["klass_id"] for row in destination.live("kobjects").values()}
+    assert known <= destination.live("klasses").keys()
 
 
 @pytest.mark.parametrize(
@@ -299,10 +345,11 @@ def test_get_rows_returns_the_rows_of_any_table():
 
 def test_the_setup_test_of_roles_includes_the_additional_tables():
     with mock(RECORDS) as server:
-        connector.test_roles(server.configuration(additional_tables="notes,tags"))
+        names = "notes,tags,kobjects,audit_logs"
+        connector.test_roles(server.configuration(additional_tables=names))
         paths = {request.path for request in server.requests}
-    tables = [*TABLES, "notes", "tags"]
-    assert paths == {"/v1/users/current", *(f"/v1/{table}" for table in tables)}
+    listed = [*TABLES, "notes", "tags", "audit-logs", "customers/search"]
+    assert paths == {"/v1/users/current", *(f"/v1/{name}" for name in listed)}
 
 
 def test_made_up_conversations_have_one_customer_one_channel_and_messages_in_order():
