@@ -975,12 +975,10 @@ class _Maker:
         record = self.records[table].get(object_id)
         if record is None:
             return self._random_time(), object_id, "update", table
-        created, updated = (
-            read_time(record["attributes"][name]) for name in ("createdAt", "updatedAt")
-        )
-        if created >= self.start and self._chance(0.4):
-            return created, object_id, "create", table
-        return updated, object_id, "update", table
+        created, updated = (record["attributes"][name] for name in ("createdAt", "updatedAt"))
+        if created >= time_text(self.start) and self._chance(0.4):
+            return read_time(created), object_id, "create", table
+        return read_time(updated), object_id, "update", table
 
     def _changes(self, record: Optional[dict], verb: str) -> dict:
         """Return the changes of an entry, with values of the record that the entry is about."""
