@@ -27,7 +27,7 @@ TYPES = {
 }
 TABLES = tuple(TYPES)
 ORG_ID = "57f29863a1dbf61100e6aa92"
-# A klass that is not "enabled" keeps its custom objects ("existing_only"), or hides them.
+# The statuses of klasses. A list of klasses shows those of one status.
 KLASS_STATUSES = ("enabled", "existing_only", "disabled")
 
 # The type and path of each relationship. In Kustomer's samples, the customer of a message has
@@ -854,7 +854,7 @@ class _Maker:
         return self._record("tags", attributes)
 
     def klass(self) -> dict:
-        """Return a klass. The first is named "order"; every second and third is not enabled."""
+        """Return a klass. The first is named "order"; the statuses take turns."""
         number = len(self.records["klasses"])
         name = _numbered(_KLASS_NAMES, number).replace(" ", "")
         attributes = {
