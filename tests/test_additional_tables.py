@@ -8,7 +8,7 @@ import connector
 from mock_server import make_records
 from mock_server.behaviour import ROLES, SEARCH_ROLE, USER_LISTS
 from mock_server.records import TYPES
-from tests.expected import assert_mirrors, source_rows
+from tests.expected import assert_mirrors, assert_same, source_rows
 from tests.support import ALL_TABLES, COLUMNS, TABLES, mock, searches, sync
 
 ADDITIONAL = [table for table in ALL_TABLES if table not in TABLES]
@@ -221,8 +221,7 @@ def test_a_missing_role_is_reported_and_all_other_tables_are_read(table, destina
 def test_all_tables_arrive_however_the_server_treats_search_and_page_sizes(rules, destination):
     with mock(RECORDS, **rules) as server:
         sync(server, destination, additional_tables="all")
-        for table in ALL_TABLES:
-            assert destination.live(table) == source_rows(server, table)
+        assert_mirrors(destination, server, ALL_TABLES)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +292,7 @@ def test_get_rows_returns_the_rows_of_any_table():
         for table in connector.TABLES:
             rows = connector.get_rows(table, server.api_key, configuration=server.configuration())
             live = {row["id"]: row for row in rows if not row.get("deleted")}
-            assert live == source_rows(server, table.name)
+            assert_same(table.name, live, source_rows(server, table.name))
     own = {name for name in vars(connector) if name.startswith("get_")}
     assert own == {"get_rows", "get_time_range", *(f"get_{table}" for table in TABLES)}
 

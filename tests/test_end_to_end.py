@@ -6,7 +6,7 @@ import pytest
 
 import connector
 from mock_server import make_records
-from tests.expected import expected_row, source_rows
+from tests.expected import assert_same, expected_row, source_rows
 from tests.project import Project
 from tests.support import ALL_TABLES, COLUMNS, TABLES, mock
 
@@ -43,9 +43,7 @@ def test_every_row_and_column_in_the_warehouse_matches_its_record(synced):
     for table in ALL_TABLES:
         rows, source = project.rows(table), source_rows(server, table)
         assert len(source) > 0.95 * COUNTS.get(table, 130)
-        assert rows.keys() == source.keys()
-        for row_id, row in source.items():
-            assert rows[row_id] == row
+        assert_same(table, rows, source)
 
 
 def test_deleted_records_are_deleted_rows_in_the_warehouse(synced):
@@ -118,7 +116,7 @@ def test_a_second_sync_delivers_only_changed_records(synced):
         "notes": 1 + 1,
     }
     for table in ALL_TABLES:
-        assert project.rows(table) == source_rows(server, table)
+        assert_same(table, project.rows(table), source_rows(server, table))
     after = project.rows("customers")
     assert all(after[row_id] == row for row_id, row in before.items() if row_id not in changed)
     by_context = [request.body["queryContext"] for request in requests if request.body]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import connector
 from mock_server import Fault
 from mock_server.behaviour import ROLES, SEARCH_ROLE
-from tests.expected import source_rows
+from tests.expected import assert_same, source_rows
 from tests.support import bare_records, mock, move_to_noon, sync
 from tests.test_random_worlds import SMALL_PAGES, FragileDestination, Killed
 
@@ -94,6 +94,6 @@ def test_two_quiet_syncs_make_up_for_whatever_happened_before(
             run(server, destination, "normal", 0)
         for table in TABLES:
             live, source = destination.live(table), source_rows(server, table)
-            assert {row_id: live.get(row_id) for row_id in source} == source
+            assert_same(table, {row_id: live[row_id] for row_id in source}, source)
             if table == "messages" or knows:
                 assert live.keys() == source.keys()
