@@ -27,7 +27,7 @@ TYPES = {
 }
 TABLES = tuple(TYPES)
 ORG_ID = "57f29863a1dbf61100e6aa92"
-# A klass that is not "enabled" keeps its custom objects ("existing_only"), or hides them.
+# The statuses of klasses. A list of klasses shows those of one status.
 KLASS_STATUSES = ("enabled", "existing_only", "disabled")
 
 # The type and path of each relationship. In Kustomer's samples, the customer of a message has
@@ -854,7 +854,7 @@ class _Maker:
         return self._record("tags", attributes)
 
     def klass(self) -> dict:
-        """Return a klass. The first is named "order"; every second and third is not enabled."""
+        """Return a klass. The first is named "order"; the statuses take turns."""
         number = len(self.records["klasses"])
         name = _numbered(_KLASS_NAMES, number).replace(" ", "")
         attributes = {
@@ -975,12 +975,10 @@ class _Maker:
         record = self.records[table].get(object_id)
         if record is None:
             return self._random_time(), object_id, "update", table
-        created, updated = (
-            read_time(record["attributes"][name]) for name in ("createdAt", "updatedAt")
-        )
-        if created >= self.start and self._chance(0.4):
-            return created, object_id, "create", table
-        return updated, object_id, "update", table
+        created, updated = (record["attributes"][name] for name in ("createdAt", "updatedAt"))
+        if created >= time_text(self.start) and self._chance(0.4):
+            return read_time(created), object_id, "create", table
+        return read_time(updated), object_id, "update", table
 
     def _changes(self, record: Optional[dict], verb: str) -> dict:
         """Return the changes of an entry, with values of the record that the entry is about."""

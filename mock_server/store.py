@@ -123,7 +123,7 @@ class Store:
         self._write(table, self._changed(table, record_id, {"deleted": True}), "delete")
 
     def erase(self, table: str, record_id: str) -> None:
-        """Remove a record completely. Only the audit log shows that it was there."""
+        """Remove a record completely. At most the audit log shows that it was there."""
         old = self._records[table][record_id]
         marked = self._changed(table, record_id, {"deleted": True})
         del self._records[table][record_id]

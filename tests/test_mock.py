@@ -22,7 +22,7 @@ from mock_server import Behaviour, Fault, MockKustomer, PortTakenError, make_rec
 from mock_server.__main__ import main as command_line
 from mock_server.behaviour import CONTEXTS, RESETS, ROLES, SEARCH_ROLE
 from mock_server.faults import KINDS, PARTS
-from mock_server.records import TABLES, time_text
+from mock_server.records import TABLES, audit_entry, time_text
 from tests import schemas
 from tests.support import bare_records, even_times, mock
 
@@ -36,8 +36,15 @@ RECORDS = make_records(
     users=110,
     teams=4,
     tags=8,
+    kobjects=150,
+    klasses=3,
+    shortcuts=20,
+    audit_logs=400,
 )
+# All other tables have a list of their own.
+LISTED = [table for table in TABLES if table not in ("kobjects", "audit_logs")]
 SEARCH = "/v1/customers/search"
+NO_CHANGES = {"attributes": {}, "relationships": {}}
 
 
 def call(server, path: str, body=None, key=None, **params) -> requests.Response:
@@ -64,7 +71,7 @@ def server():
         yield running
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", LISTED)
 def test_every_page_of_every_list_matches_its_schema(server, table):
     number, ids = 1, []
     while True:
@@ -80,6 +87,7 @@ def test_every_page_of_every_list_matches_its_schema(server, table):
         record_id
         for record_id, record in RECORDS[table].items()
         if not {"deleted", "deletedAt"} & {n for n, v in record["attributes"].items() if v}
+        if table != "klasses" or record["attributes"]["status"] == "enabled"
     }
     assert len(ids) == len(live) and set(ids) == live
     if table == "messages":
@@ -93,6 +101,7 @@ def test_every_page_of_every_list_matches_its_schema(server, table):
         ("message", "messages"),
         ("conversation", "conversations"),
         ("note", "notes"),
+        ("kobject", "kobjects"),
     ],
 )
 @pytest.mark.parametrize("deleted", [False, True])
@@ -131,6 +140,184 @@ def test_requests_without_the_required_role_are_refused(status):
         assert call(bare, "/v1/messages").status_code == 403
         assert call(bare, SEARCH, search_body("message")).status_code == 403
         assert call(bare, SEARCH, search_body("customer")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("role", "path"),
+    [
+        ("klass", "/v1/klasses"),
+        ("klass", "/v1/klasses/order"),
+        ("shortcut", "/v1/shortcuts"),
+        ("audit_logs", "/v1/audit-logs"),
+    ],
+)
+def test_each_further_path_requires_its_own_role(role, path):
+    with mock(RECORDS, roles=ROLES - {f"org.permission.{role}.read"}) as bare:
+        assert call(bare, path).status_code == 403
+        assert call(bare, "/v1/messages").status_code == 200
+        custom_objects = 403 if role == "klass" else 200
+        assert call(bare, SEARCH, search_body("kobject")).status_code == custom_objects
+        bare.behaviour.search_needs_object_role = False
+        assert call(bare, SEARCH, search_body("kobject")).status_code == 200
+
+
+def test_klasses_are_listed_by_status_and_those_that_are_enabled_by_default(server):
+    names = {}
+    for status in (None, "enabled", "existing_only", "disabled"):
+        page = call(server, "/v1/klasses", status=status).json()
+        jsonschema_rs.validate(schemas.page_schema("klasses"), page)
+        names[status] = [klass["attributes"]["name"] for klass in page["data"]]
+    assert names == {
+        None: ["order"],
+        "enabled": ["order"],
+        "existing_only": ["subscription"],
+        "disabled": ["warranty"],
+    }
+    assert call(server, "/v1/klasses", status="retired").status_code == 400
+
+
+def test_custom_objects_are_on_the_lists_of_their_klasses_only(server):
+    found = []
+    for klass_id, klass in RECORDS["klasses"].items():
+        path, number = f"/v1/klasses/{klass['attributes']['name']}", 1
+        while True:
+            page = call(server, path, page=number, pageSize=30).json()
+            jsonschema_rs.validate(schemas.page_schema("kobjects"), page)
+            related = {r["relationships"]["klass"]["data"]["id"] for r in page["data"]}
+            assert related == {klass_id}
+            found += [record["id"] for record in page["data"]]
+            if page["links"]["next"] is None:
+                break
+            number += 1
+    live = {i for i, r in RECORDS["kobjects"].items() if not r["attributes"].get("deleted")}
+    assert len(found) == len(live) and set(found) == live
+    for path in ("/v1/klasses/dragon", "/v1/kobjects", "/v1/audit_logs"):
+        assert call(server, path).status_code == 404
+
+
+def audit_log(server, **params) -> list:
+    """Return the entries of all pages of the audit log, by following the links."""
+    entries, answer = [], call(server, "/v1/audit-logs", **params)
+    while True:
+        page = answer.json()
+        jsonschema_rs.validate(schemas.AUDIT_PAGE, page)
+        entries += page["data"]
+        if page["links"]["next"] is None:
+            return entries
+        assert len(page["data"]) == int(params.get("count", 100))
+        answer = call(server, page["links"]["next"])
+
+
+@pytest.mark.parametrize("order", ["newest", "oldest"])
+@pytest.mark.parametrize("object_type", [None, "message", "work_item"])
+def test_links_lead_through_the_audit_log_within_times_that_are_inclusive(order, object_type):
+    everything = sorted(RECORDS["audit_logs"])
+    times = [RECORDS["audit_logs"][i]["attributes"]["createdAt"] for i in everything]
+    assert times == sorted(times)
+    start, end = times[30], times[350]
+    expected = [
+        entry_id
+        for entry_id, at in zip(everything, times)
+        if start <= at <= end
+        if object_type in (None, RECORDS["audit_logs"][entry_id]["attributes"]["objectType"])
+    ]
+    limits = {"filter[start]": start, "filter[end]": end, "filter[objectType]": object_type}
+    with mock(RECORDS, audit_log_order=order) as server:
+        for count in (None, 1000, 37, len(expected) or 1):
+            count_given = {} if count is None else {"count": count}
+            found = [entry["id"] for entry in audit_log(server, **limits, **count_given)]
+            assert found == (expected if order == "oldest" else expected[::-1])
+
+
+def test_entries_that_are_made_while_a_client_pages_do_not_move_its_pages():
+    for order in ("newest", "oldest"):
+        with mock(RECORDS, audit_log_order=order) as server:
+            before = [entry["id"] for entry in audit_log(server)]
+            first = call(server, "/v1/audit-logs", count=300).json()
+            server.store.delete("messages", next(iter(RECORDS["messages"])))
+            second = call(server, first["links"]["next"]).json()
+            assert [entry["id"] for entry in first["data"] + second["data"]] == before
+            assert second["links"]["next"] is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"after": "ID"},
+        {"before": "ID"},
+        {"after": "ID", "before": "f" * 24},
+        {"count": 0},
+        {"count": 1001},
+        {"count": "all"},
+        {"filter[start]": "soon"},
+        {"filter[end]": "2026-01-01T00:00:00"},
+        {"filter[objectType]": "message,customer"},
+    ],
+)
+def test_the_audit_log_refuses_invalid_parameters_and_one_bound_without_the_other(server, wrong):
+    some_id = next(iter(RECORDS["audit_logs"]))
+    params = {name: some_id if text == "ID" else text for name, text in wrong.items()}
+    answer = call(server, "/v1/audit-logs", **params)
+    assert answer.status_code == 400
+    jsonschema_rs.validate(schemas.ERRORS["common"], answer.json())
+    both = {"after": some_id, "before": some_id}
+    assert call(server, "/v1/audit-logs", **both).status_code == 200
+
+
+AUDITED = {"companies", "conversations", "customers", "messages", "shortcuts", "users"}
+
+
+@pytest.mark.parametrize("table", sorted({*LISTED, "kobjects"}))
+def test_the_audit_log_records_what_is_created_updated_and_deleted(table):
+    first, second, new = list(RECORDS[table].values())[:3]
+    with mock({**RECORDS, table: {first["id"]: first, second["id"]: second}}) as server:
+        server.store.put(table, new)
+        server.store.change(table, first["id"], name="Changed", externalId="x-1")
+        server.store.put(table, second)
+        server.store.delete(table, first["id"])
+        server.store.erase(table, second["id"])
+        made = server.store.records("audit_logs").keys() - RECORDS["audit_logs"]
+        entries = [entry["attributes"] for entry in audit_log(server) if entry["id"] in made][::-1]
+    if table not in AUDITED:
+        assert not made
+        return
+    gone = "update" if table == "companies" else "delete"
+    assert [(entry["eventVerb"], entry["objectId"]) for entry in entries] == [
+        ("create", new["id"]),
+        ("update", first["id"]),
+        ("update", second["id"]),
+        (gone, first["id"]),
+        (gone, second["id"]),
+    ]
+    for entry in entries:
+        assert entry["objectType"] == first["type"]
+        assert entry["eventName"] == f"kustomer.{first['type']}.{entry['eventVerb']}"
+        assert entry["userId"] in RECORDS["users"]
+    created, changed, same, *deleted = (entry["changes"] for entry in entries)
+    assert created["attributes"]["createdAt"] == {
+        "before": None,
+        "after": new["attributes"]["createdAt"],
+    }
+    assert created["relationships"]["org"]["after"] == new["relationships"]["org"]["data"]
+    old = first["attributes"]
+    assert changed["attributes"] == {
+        "name": {"before": old.get("name"), "after": "Changed"},
+        "externalId": {"before": old.get("externalId"), "after": "x-1"},
+    }
+    assert same == NO_CHANGES
+    for change in deleted:
+        assert change["attributes"].keys() == {"deleted"}
+        assert change["attributes"]["deleted"]["after"] is True
+
+
+def test_an_entry_can_be_added_by_hand_and_is_in_its_place():
+    at = datetime.now(timezone.utc) - timedelta(days=7)
+    entry = audit_entry(5, at, ("delete", "message", "a" * 24), ("b" * 24, "user"), NO_CHANGES)
+    with mock(RECORDS) as server:
+        server.store.put("audit_logs", entry)
+        entries = audit_log(server)
+        assert server.store.count("audit_logs") == len(RECORDS["audit_logs"]) + 1 == len(entries)
+    assert entry in entries and entries == sorted(entries, key=lambda e: e["id"], reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -585,6 +772,50 @@ def test_records_are_as_varied_as_real_ones():
     assert max(map(updates.count, set(updates))) == 700
 
 
+def test_values_are_as_rare_as_in_real_samples():
+    records = make_records(customers=4000, messages=8000, users=8, teams=3, tags=5, kobjects=1000)
+    customers, messages, conversations = (
+        [record["attributes"] for record in records[table].values()]
+        for table in ("customers", "messages", "conversations")
+    )
+    shared_only = sum(bool(c["sharedEmails"]) and not c["emails"] for c in customers)
+    assert 0.03 < shared_only / len(customers) < 0.1
+    failed = [message for message in messages if "error" in message]
+    assert 0.005 < len(failed) / len(messages) < 0.02
+    assert all(m["status"] == "error" and m["errorAt"] and m["direction"] == "out" for m in failed)
+    assert all(message["status"] != "error" for message in messages if "error" not in message)
+    redacted = [message for message in messages if message.get("redacted")]
+    assert 0 < len(redacted) / len(messages) < 0.02
+    assert not any({"preview", "body"} & message.keys() for message in redacted)
+    assert all("redactedAt" in message for message in redacted)
+    nothing = {"createdByTeams": [], "assignedUsers": [], "assignedTeams": []}
+    for conversation in conversations:
+        answered, done = conversation["outboundMessageCount"], conversation["status"] == "done"
+        responses = [conversation["firstResponse"], conversation["lastResponse"]]
+        assert (nothing in responses) != bool(answered)
+        assert (conversation["firstDone"] == nothing == conversation["lastDone"]) != done
+        assert conversation["messageCount"] == answered + conversation["inboundMessageCount"]
+    unanswered = sum(conversation["firstResponse"] == nothing for conversation in conversations)
+    assert 0.05 < unanswered / len(conversations) < 0.5
+    for table, name in (("customers", "createdBy"), ("messages", "attachments")):
+        related = [record["relationships"] for record in records[table].values()]
+        assert 0.05 < sum(name in relations for relations in related) / len(related) < 0.5
+    orders = [record["attributes"]["custom"] for record in records["kobjects"].values()]
+    assert {order["statusStr"] for order in orders} == {"paid", "shipped", "returned", "cancelled"}
+    assert all(order["totalNum"] > 0 for order in orders)
+
+
+def test_made_entries_of_the_audit_log_are_about_records_and_never_delete_any():
+    for entry in RECORDS["audit_logs"].values():
+        attributes = entry["attributes"]
+        table = {"company": "companies"}.get(attributes["objectType"]) or (
+            attributes["objectType"] + "s"
+        )
+        assert attributes["objectId"] in RECORDS[table] and table in AUDITED - {"users"}
+        assert attributes["eventVerb"] in ("create", "update")
+        assert attributes["createdAt"] > time_text(datetime.now(timezone.utc) - timedelta(days=62))
+
+
 def test_records_can_be_read_changed_added_and_deleted_while_the_mock_runs():
     with mock(RECORDS) as server:
         first, second, third = server.store.listed("customers")[:3]
@@ -697,6 +928,48 @@ def test_the_lag_of_search_follows_the_clock_of_the_mock():
         assert names_found(server)[changed] != "Changed"
         server.behaviour.clock_offset_seconds = 3601.0
         assert names_found(server)[changed] == "Changed"
+
+
+def test_the_audit_log_shows_an_entry_late_and_in_its_place(clock):
+    records = make_records(customers=2, audit_logs=9)
+    first, second = records["customers"]
+    with mock(records, audit_log_lag_seconds=3600.0, index_lag_seconds=7200.0) as server:
+        before = audit_log(server)
+        server.store.erase("customers", first)
+        clock[0] += 5
+        server.behaviour.audit_log_lag_seconds = 0.0
+        server.store.erase("customers", second)
+        shown = audit_log(server)
+        assert [entry["attributes"]["objectId"] for entry in shown[:1]] == [second]
+        assert shown[1:] == before
+        clock[0] += 3594
+        assert audit_log(server) == shown
+        clock[0] += 1
+        late = audit_log(server)
+        assert [entry["attributes"]["objectId"] for entry in late[:2]] == [second, first]
+        assert late[2:] == before
+        # Search has a lag of its own.
+        assert names_found(server).keys() == {first, second}
+        server.behaviour.clock_offset_seconds = 7200.0
+        assert names_found(server).keys() == set()
+
+
+def test_entries_of_the_audit_log_expire(clock):
+    with mock(make_records(customers=1, audit_logs=40), audit_log_days=30) as server:
+        kept = audit_log(server)
+        assert 0 < len(kept) < 40 == server.store.count("audit_logs")
+        server.store.erase("customers", next(iter(server.store.records("customers"))))
+        (new,) = [entry for entry in audit_log(server) if entry not in kept]
+        lifetime = [
+            datetime.fromisoformat(new["attributes"][n][:-1]) for n in ("createdAt", "expiresAt")
+        ]
+        assert lifetime[1] - lifetime[0] == timedelta(days=30)
+        clock[0] += 30 * 86_400 - 1
+        assert audit_log(server) == [new]
+        clock[0] += 2
+        assert audit_log(server) == []
+        server.behaviour.audit_log_days = 365
+        assert len(audit_log(server)) == 41
 
 
 @pytest.mark.parametrize(
@@ -884,7 +1157,7 @@ def test_without_its_packages_the_mock_says_what_to_install():
         1,
         "",
         "The mock needs packages that are not installed here: faker, orjson. "
-        "Install them with: pip install -r requirements.txt\n",
+        "Install them with: pip install -r requirements-dev.txt\n",
     )
 
 
@@ -931,6 +1204,9 @@ def test_lists_and_search_can_be_configured_on_the_command_line(tmp_path):
         (["--list-order", "all"], "invalid choice: 'all'"),
         (["--sort-contexts", "customer,all"], "all: choose from customer, message, company"),
         (["--list-links-on", "never"], "invalid choice: 'never'"),
+        (["--audit-log-order", "random"], "invalid choice: 'random'"),
+        (["--audit-log-days", "0"], "'0' is not a number of 1 to 3650"),
+        (["--audit-logs", "some"], "'some' is not a number of 0 or more"),
         (["--replicas", "0"], "'0' is not a number of 1 or more"),
         (["--allowed-page-sizes", "many"], "'many' is not a number of 1 or more"),
         (["--port", "70000"], "'70000' is not a number of 0 to 65535"),
@@ -1016,8 +1292,8 @@ def test_without_a_command_the_mock_prints_its_address_and_counts_and_stops_on_a
             r"Kustomer mock at (\S+) with API key (\S+): (.*)\.$", line
         ).groups()
         assert counts == (
-            "3 customers, 2 companies, 1 brands, 4 messages, 2 conversations, 0 notes, 12 users, "
-            "4 teams, 8 tags"
+            "3 customers, 2 companies, 1 brands, 4 messages, 1 conversations, 0 notes, 12 users, "
+            "4 teams, 8 tags, 200 kobjects, 3 klasses, 10 shortcuts, 500 audit_logs"
         )
         headers = {"Authorization": f"Bearer {key}"}
         answer = requests.get(url + "/v1/messages", headers=headers, timeout=10)
