@@ -174,7 +174,7 @@ def test_a_deletion_reaches_tables_that_are_not_due(destination, clock):
 
 def test_entries_about_other_objects_and_broken_entries_delete_nothing(destination, clock):
     with mock(records()) as server:
-        now = datetime.now(timezone.utc)
+        now = server.behaviour.now()
         names = server.store.listed("messages")
         broken = [
             {"eventVerb": "delete", "objectId": None},
@@ -201,12 +201,12 @@ def test_entries_about_other_objects_and_broken_entries_delete_nothing(destinati
 
 def test_a_week_with_exactly_a_full_page_of_entries_is_read(destination):
     with mock(records()) as server:
-        start = datetime.now(timezone.utc) - timedelta(days=5)
+        start = server.behaviour.now() - timedelta(days=5)
         for number in range(1, 1001):
             at = start + timedelta(minutes=number)
             server.store.put("audit_logs", entry(number, at))
         sync(server, destination, initial_sync_days="7", **SETTINGS)
-        assert_mirrors(destination, server, LOGGED)
+        assert_mirrors(destination, server, ["audit_logs"])
         types = [request.params["filter[objectType]"] for request in log_requests(server)]
     # Seven days less the overlap end in a second week.
     assert {kind: types.count(kind) for kind in types} == {
@@ -216,7 +216,7 @@ def test_a_week_with_exactly_a_full_page_of_entries_is_read(destination):
 
 def test_a_burst_of_entries_costs_a_request_per_thousand(destination):
     with mock(records()) as server:
-        start = datetime.now(timezone.utc) - timedelta(hours=20)
+        start = server.behaviour.now() - timedelta(hours=20)
         for number in range(1, 10_001):
             server.store.put("audit_logs", entry(number, start + timedelta(seconds=number)))
         sync(server, destination, initial_sync_days="1", **SETTINGS)
