@@ -435,7 +435,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"take only the fast measurements; all of them take about {seconds // 60} minutes",
+        help=f"take only the fast measurements; all of them take about {round(seconds / 60)} minutes",
     )
     parser.add_argument(
         "--grow",
