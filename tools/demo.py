@@ -24,7 +24,7 @@ from tools.fivetran import PROJECT, copy_connector, run_fivetran
 FOLDER = PROJECT / "build" / "demo"
 WAREHOUSE = FOLDER / "files" / "warehouse.db"
 _WIDTH = 90
-_MIRRORED = "brands, users, teams and tags"
+_MIRRORED = "brands, users, teams, tags, klasses and shortcuts"
 # One day more than the chart shows.
 _DAYS = 8
 _RECORDS = {
@@ -36,6 +36,10 @@ _RECORDS = {
     "users": 12,
     "teams": 3,
     "tags": 8,
+    "kobjects": 240,
+    "klasses": 3,
+    "shortcuts": 10,
+    "audit_logs": 300,
 }
 # The made-up names are in many scripts, whose letters a terminal may draw with another width.
 _BRAND_NAMES = ("Birch & Brook", "Café Aurora", "Northgate Cycles", "Piñata Press")
@@ -58,27 +62,20 @@ _CHARTS = {
     """,
     "First response by brand": """
         with responses as (
-          select conversation_id,
-                 min(created_at) filter (where direction = 'in') as asked_at,
-                 min(created_at) filter (where direction = 'out') as answered_at
-          from tester.messages
-          group by conversation_id
-        ), brands as (
           select brands.name as brand, count(*) as answered,
-                 median(date_diff('second', asked_at, answered_at)) / 60 as minutes
-          from responses
-          join tester.conversations on conversations.id = conversation_id
+                 median(date_diff('second', conversations.created_at, first_response_at)) / 60
+                 as minutes
+          from tester.conversations
           join tester.brands on brands.id = brand_id
-          where answered_at > asked_at
+          where first_response is not null
           group by brands.id, brands.name
         )
         select brand, answered, bar(minutes, 0, max(minutes) over (), 30)
                || ' ' || round(minutes)::int || ' min' as median
-        from brands order by minutes
+        from responses order by minutes
     """,
 }
-# The numbers of records that the demo changes and deletes between its two syncs. No message is
-# deleted, because neither search nor a list would show that it is gone.
+# The numbers of records that the demo changes and deletes between its two syncs.
 _CHANGES = {
     "customers": (12, 2),
     "companies": (3, 0),
@@ -86,6 +83,8 @@ _CHANGES = {
     "conversations": (7, 1),
     "tags": (1, 0),
 }
+# So many messages it erases: neither search nor a list shows that they are gone.
+_ERASED_MESSAGES = 2
 
 Contents = Dict[str, Dict[str, tuple]]
 # The ids of the records of a table that have been changed, added and deleted.
@@ -110,6 +109,9 @@ def main() -> int:
             _draw(title, query)
         changed = _change_some(server)
         print("\nSome records of the mock have been changed, added and deleted.")
+        _print(
+            f"{_ERASED_MESSAGES} messages have been erased, which only Kustomer's audit log shows."
+        )
         _sync("Second sync")
         second = _contents()
         for table in TABLES:
@@ -201,6 +203,7 @@ def _draw(title: str, query: str) -> None:
 def _change_some(server: MockKustomer) -> Dict[str, Changes]:
     """Change, add and delete records, and return their ids by table."""
     store, changed = server.store, {table: (set(), set(), set()) for table in TABLES}
+    entries = store.records("audit_logs").keys()
     for table, (changes, deletes) in _CHANGES.items():
         live = store.listed(table)
         for record_id in live[:changes]:
@@ -213,6 +216,10 @@ def _change_some(server: MockKustomer) -> Dict[str, Changes]:
         store.put(table, new)
         store.change(table, new["id"])
         changed[table][1].add(new["id"])
+    for message in store.listed("messages")[-_ERASED_MESSAGES:]:
+        store.erase("messages", message)
+        changed["messages"][2].add(message)
+    changed["audit_logs"][1].update(store.records("audit_logs").keys() - entries)
     return changed
 
 
