@@ -47,7 +47,7 @@ from fivetran_connector_sdk import ConfigurationForm, Connector, Test, form_fiel
 from fivetran_connector_sdk import Logging as log
 from fivetran_connector_sdk import Operations as op
 
-VERSION = "2.0.0"
+VERSION = "2.1.0"
 
 
 class KustomerError(Exception):
