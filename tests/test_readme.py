@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import importlib.util
 import json
 import re
 import shutil
@@ -20,8 +21,14 @@ from tests.project import PROJECT, Project
 from tests.support import COLUMNS, Destination, mock, sync
 
 README = (PROJECT / "README.md").read_text()
-TABLES_PAGE = (PROJECT / "docs" / "tables.md").read_text()
-SQL = re.findall(r"```sql\n(.*?);\n```", TABLES_PAGE, re.S)
+DOCS = {path.name: path.read_text() for path in (PROJECT / "docs").glob("*.md")}
+PAGES = {
+    "README.md": README,
+    "CONTRIBUTING.md": (PROJECT / "CONTRIBUTING.md").read_text(),
+    **{f"docs/{name}": page for name, page in DOCS.items()},
+}
+# The examples by the first words of the line before them.
+SQL = dict(re.findall(r"^(.*?)(?:,.*)?:\n\n```sql\n([^`]*);\n```", DOCS["tables.md"], re.M))
 SEED_HEADINGS = [
     "Connector overview",
     "Requirements",
@@ -38,8 +45,9 @@ SEED_HEADINGS = [
     "Additional considerations",
 ]
 INSTALLED_ON_FIVETRAN = {"fivetran_connector_sdk", "requests"}
-# pytest loads these without an import.
-PLUGINS = {"pytest_timeout", "pytest_xdist"}
+# What nothing imports: the plugins of pytest, and the linters.
+COMMANDS = {"pytest_timeout", "pytest_xdist", "black", "flake8", "flake8_bugbear"}
+COMMANDS |= {"flake8_cognitive_complexity"}
 
 
 def table_after(heading: str, columns: int, page: str = README) -> list:
@@ -54,20 +62,72 @@ def test_the_readme_has_the_expected_headings_in_order():
     assert re.findall(r"^## (.*)$", README, re.M) == SEED_HEADINGS
 
 
-def test_the_readme_begins_with_make_demo_and_make_test():
-    top = README.split("\n## ")[1]
-    assert "make demo" in top and "make test" in top
-    assert "make test" in (PROJECT / ".ci" / "run").read_text()
+def test_the_readme_and_the_docs_are_short():
+    assert len(README.splitlines()) <= 180
+    pages = [README, *(page for name, page in DOCS.items() if name != "tables.md")]
+    assert sum(len(page.split()) for page in pages) <= 4_500
+
+
+def test_the_readme_says_at_once_what_has_not_been_verified_and_how_to_see_it_work():
+    overview = " ".join(README.split("\n## ")[1].split())
+    assert "never against Kustomer itself" in overview
+    assert "`make inspect`" in overview and "`make demo`" in overview
+
+
+def headings(page: str) -> set:
+    """Return the headings of a page as GitHub writes them in a link."""
+    titles = re.findall(r"^#+ (.*)$", page, re.M)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_somewhere(name):
+    links = re.findall(r"\]\(([^)\s]+)\)", PAGES[name])
+    for link in links:
+        file, _, heading = link.partition("#")
+        if link.startswith("https://"):
+            continue
+        target = (PROJECT / name).parent / file if file else PROJECT / name
+        assert target.is_file(), link
+        assert not heading or heading in headings(target.read_text()), link
+
+
+def test_every_page_is_linked_to_from_another_one():
+    linked = set(re.findall(r"\]\((?:docs/)?([^)\s/]+\.md)", "".join(PAGES.values())))
+    assert linked >= DOCS.keys() | {"CONTRIBUTING.md"}
+
+
+def code(page: str) -> str:
+    """Return the code of a page, a command on each line."""
+    blocks = re.findall(r"^ *```bash\n(.*?)```", page, re.M | re.S)
+    spans = re.findall(r"`([^`]+)`", re.sub(r"^ *```.*?```", "", page, flags=re.M | re.S))
+    return "\n".join([*blocks, *(" ".join(span.split()) for span in spans)])
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_command_exists(name):
+    makefile = (PROJECT / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z]+)", code(PAGES[name])):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    for module in re.findall(r"\bpython3? -m ([\w.]+)", code(PAGES[name])):
+        assert importlib.util.find_spec(module), module
+    for file in re.findall(r"^`?((?:docs|tests|tools|mock_server)/\S*)", code(PAGES[name]), re.M):
+        assert (PROJECT / file).exists(), file
 
 
 def test_every_column_is_listed_with_its_type():
-    listed = {}
-    for table, column, kind, _source in table_after("## Columns", 4, TABLES_PAGE):
-        listed.setdefault(table, {})[column.strip("`")] = kind
-    assert listed == COLUMNS
-    assert [(name, list(columns)) for name, columns in listed.items()] == [
-        (name, list(columns)) for name, columns in COLUMNS.items()
+    listed = [
+        (table, column.strip("`"), kind)
+        for table, column, kind, _source in table_after("## Columns", 4, DOCS["tables.md"])
     ]
+    declared = [(table, name, kind) for table in COLUMNS for name, kind in COLUMNS[table].items()]
+    missing = [
+        f"| {table} | `{name}` | {kind} | source |"
+        for table, name, kind in declared
+        if (table, name, kind) not in listed
+    ]
+    assert not missing, "\n".join(["docs/tables.md lacks these lines:", *missing])
+    assert listed == declared
 
 
 def test_every_setting_is_listed_with_its_default_and_range():
@@ -92,19 +152,35 @@ def test_the_template_in_the_readme_equals_the_file():
 
 
 def test_the_readme_lists_the_roles_that_errors_name():
-    roles = {
-        row[1].strip("`"): row[2].strip("` |")
-        for row in re.findall(r"^   \| (.*) \| (.*) \| (.*) \|$", README, re.M)[1:]
+    rows = re.findall(r"^   \| (.*) \| `(.*?)`(?: \(legacy `(.*)`\))? \|$", README, re.M)
+    listed = {
+        name: f"{role} (legacy {legacy or role.replace('permission', 'user')})"
+        for names, role, legacy in rows
+        for name in names.split(", ")
     }
-    named = [table.role for table in connector.TABLES]
-    assert {f"{role} (legacy {legacy})" for role, legacy in roles.items()} >= set(named)
-    assert roles[SEARCH_ROLE] == "org.user.search.read"
+    assert listed.pop("search") == f"{SEARCH_ROLE} (legacy org.user.search.read)"
+    assert listed == {table.name: table.role for table in connector.TABLES}
+
+
+def test_the_readme_names_every_additional_table():
+    (setting,) = [
+        row for row in table_after("### Configuration parameters", 4) if "tables" in row[0]
+    ]
+    assert setting[3].strip(" |").endswith(": " + ", ".join(connector.ADDITIONAL_TABLES))
+    created = README.split("\n## Tables created\n")[1].split("\n## ")[0]
+    assert all(f"`{table.name}`" in created for table in connector.TABLES)
+
+
+def test_every_table_has_a_line_that_says_how_its_deletions_are_seen():
+    rows = table_after("## What is deleted how", 2, DOCS["limits.md"])
+    tables = [name for row in rows for name in row[0].split(", ")]
+    assert sorted(tables) == sorted(table.name for table in connector.TABLES)
 
 
 def failures() -> list:
-    """Cause each failure in the README's error table, and return the messages."""
+    """Cause each failure of the table in docs/errors.md, and return the messages."""
     return [
-        *(configuration_failure(**wrong) for wrong in WRONG_SETTINGS),
+        configuration_failure(retry_attempts=3),
         sync_failure(key="other"),
         sync_failure(roles=ROLES - {"org.permission.brand.read"}),
         sync_failure(roles=ROLES - {SEARCH_ROLE}),
@@ -113,17 +189,6 @@ def failures() -> list:
         sync_failure(list_window=100, list_window_status=400),
         sync_failure(state={"cursor": "1"}),
     ]
-
-
-WRONG_SETTINGS = [
-    {"api_key": ""},
-    {"api_key": "k k"},
-    {"retry_attempts": 3},
-    {"retry_attempts": "11"},
-    {"enable_debug_logging": "maybe"},
-    {"additional_tables": "orders"},
-    {"base_url": "https://example.com"},
-]
 
 
 def configuration_failure(**wrong) -> str:
@@ -150,7 +215,7 @@ def sync_failure(roles=ROLES, fault="", key="", state=None, **behaviour) -> str:
 def test_every_message_in_the_error_table_matches_the_code():
     patterns = [
         ".*".join(map(re.escape, row[0].strip("`").split("…")))
-        for row in table_after("## Error handling", 2)
+        for row in table_after("# Errors", 2, f"\n{DOCS['errors.md']}")
     ]
     messages = failures()
     assert len(patterns) == len(messages)
@@ -168,7 +233,9 @@ def test_the_sql_examples_answer_their_questions(tmp_path):
     with mock(records) as server:
         project = Project(tmp_path, server)
         project.debug()
-    days, quiet, responses = SQL[:3]
+    days = SQL["Messages per day by channel and direction"]
+    quiet = SQL["Customers without a message in the last 90 days"]
+    responses = SQL["First response time by conversation"]
     with duckdb.connect(str(project.warehouse), read_only=True) as database:
         by_day = database.execute(f"select sum(messages), count(distinct day) from ({days})")
         assert by_day.fetchone() == (300, 1)
@@ -197,7 +264,7 @@ def test_the_sql_example_measures_the_first_response_time_correctly(tmp_path):
         database.execute(
             "insert into tester.messages values (?, ?, ?, false)", [name, direction, moment]
         )
-    rows = database.execute(SQL[2]).fetchall()
+    rows = database.execute(SQL["First response time by conversation"]).fetchall()
     assert [(row[0], row[3]) for row in rows] == [("a", timedelta(minutes=20))]
 
 
@@ -208,6 +275,7 @@ def everything(tmp_path_factory):
         customers=60, brands=3, messages=900, notes=20, users=8, teams=3, tags=6, same_moment=0
     )
     with mock(records) as server:
+        server.store.delete("customers", next(iter(records["customers"])))
         project = Project(tmp_path_factory.mktemp("project"), server, additional_tables="all")
         project.debug()
         yield server.store, project
@@ -232,15 +300,19 @@ def test_the_sql_example_returns_the_median_response_time_of_each_team_and_brand
     store, project = everything
     minutes: dict = {}
     for conversation_id, attributes in live_conversations(store).items():
-        if "firstResponse" not in attributes:
+        # Without a response, there is no object, or one without values.
+        response_time = attributes.get("firstResponse", {}).get("responseTime")
+        if response_time is None:
             continue
         brand = store.records("conversations")[conversation_id]["relationships"]["brand"]
         names = (
             named(store, "teams", attributes["assignedTeams"][0]),
             named(store, "brands", brand["data"]["id"]),
         )
-        minutes.setdefault(names, []).append(attributes["firstResponse"]["responseTime"] / 60_000)
-    found = {row[:2]: row[2:] for row in project.query(SQL[3])}
+        minutes.setdefault(names, []).append(response_time / 60_000)
+    found = {
+        row[:2]: row[2:] for row in project.query(SQL["First response time by team and brand"])
+    }
     assert len(found) > 5 and found.keys() == minutes.keys()
     for names, times in minutes.items():
         assert found[names][0] == len(times)
@@ -260,7 +332,7 @@ def test_the_sql_example_counts_every_open_conversation_by_its_age_in_weeks(ever
                 weeks.setdefault(age, []).append(attributes["outboundMessageCount"] == 0)
         return [(age, len(without), sum(without)) for age, without in sorted(weeks.items())]
 
-    before, found = backlog(), project.query(SQL[4])
+    before, found = backlog(), project.query(SQL["Open conversations by age in weeks"])
     # The date may change between the two calls.
     assert len(found) > 5 and found in (before, backlog())
 
@@ -273,28 +345,48 @@ def test_the_sql_example_counts_the_most_used_tags_by_name(everything):
         for tag_id in attributes["tags"]
     )
     assert len(used) == 6
-    assert project.query(SQL[5]) == sorted(used.items(), key=lambda item: (-item[1], item[0]))
+    assert project.query(SQL["Most used tags"]) == sorted(
+        used.items(), key=lambda item: (-item[1], item[0])
+    )
+
+
+def test_the_query_that_purges_deleted_rows_leaves_the_others(everything, tmp_path):
+    (purge,) = re.findall(r"```sql\n(.*?);\n```", DOCS["limits.md"], re.S)
+    assert f"`{purge}`" in README
+    _, project = everything
+    warehouse = shutil.copy(project.warehouse, tmp_path)
+    purge = purge.replace("messages", "customers")
+    count = "select count(*), count(*) filter (_fivetran_deleted) from tester.customers"
+    with duckdb.connect(warehouse) as database:
+        (rows, deleted), _ = database.execute(count).fetchone(), database.execute(purge)
+        assert deleted and database.execute(count).fetchone() == (rows - deleted, 0)
 
 
 def third_party_imports() -> set:
     """Return the names of the packages that the project's Python files import."""
-    own = {path.stem for path in PROJECT.glob("*.py")} | {"tests", "mock_server"}
+    folders = [PROJECT, *(PROJECT / name for name in ("tests", "mock_server", "tools"))]
+    own = {"connector", *(folder.name for folder in folders)}
     names = set()
-    for folder in (PROJECT, PROJECT / "tests", PROJECT / "mock_server"):
-        for path in folder.glob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Import):
-                    names.update(alias.name.split(".")[0] for alias in node.names)
-                elif isinstance(node, ast.ImportFrom) and not node.level:
-                    names.add(node.module.split(".")[0])
+    for path in (path for folder in folders for path in folder.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module.split(".")[0])
     return names - own - set(sys.stdlib_module_names)
 
 
-def test_requirements_pin_every_import_that_fivetran_does_not_install():
-    lines = (PROJECT / "requirements.txt").read_text().splitlines()
-    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
-    modules = {name.replace("-", "_") for name in pinned}
-    assert modules == third_party_imports() - INSTALLED_ON_FIVETRAN | PLUGINS
+def pinned(name: str) -> set:
+    """Return the packages that a requirements file pins, named like modules."""
+    lines = (PROJECT / name).read_text().splitlines()
+    return {line.split("==")[0].replace("-", "_") for line in lines if "==" in line}
+
+
+def test_the_requirements_pin_every_import():
+    # requests comes with the SDK.
+    assert pinned("requirements.txt") == {"faker"}
+    both = pinned("requirements.txt") | pinned("requirements-dev.txt")
+    assert both == third_party_imports() - {"requests"} | COMMANDS
 
 
 def test_the_connector_imports_only_what_fivetran_installs():
