@@ -27,8 +27,8 @@ PAGES = {
     "CONTRIBUTING.md": (PROJECT / "CONTRIBUTING.md").read_text(),
     **{f"docs/{name}": page for name, page in DOCS.items()},
 }
-# The examples by the first words of the line before them.
-SQL = dict(re.findall(r"^(.*?)(?:,.*)?:\n\n```sql\n([^`]*);\n```", DOCS["tables.md"], re.M))
+# The paragraph before each example, and the example.
+EXAMPLES = re.findall(r"((?:[^\n]+\n)+)\n```sql\n([^`]*);\n```", DOCS["tables.md"])
 SEED_HEADINGS = [
     "Connector overview",
     "Requirements",
@@ -223,7 +223,13 @@ def test_every_message_in_the_error_table_matches_the_code():
         assert re.search(pattern, message, re.S), (pattern, message)
 
 
-def test_the_sql_examples_answer_their_questions(tmp_path):
+def example(words: str) -> str:
+    """Return the SQL example in docs/tables.md after a paragraph that has these words."""
+    (sql,) = [sql for paragraph, sql in EXAMPLES if words in " ".join(paragraph.split())]
+    return sql
+
+
+def test_the_sql_examples_of_messages_need_no_additional_tables(tmp_path):
     now = datetime.now(timezone.utc)
     records = make_records(customers=30, messages=300, same_moment=0)
     silent = next(iter(records["customers"]))
@@ -233,49 +239,23 @@ def test_the_sql_examples_answer_their_questions(tmp_path):
     with mock(records) as server:
         project = Project(tmp_path, server)
         project.debug()
-    days = SQL["Messages per day by channel and direction"]
-    quiet = SQL["Customers without a message in the last 90 days"]
-    responses = SQL["First response time by conversation"]
+    days, quiet = example("Messages per day"), example("Customers without a message")
     with duckdb.connect(str(project.warehouse), read_only=True) as database:
         by_day = database.execute(f"select sum(messages), count(distinct day) from ({days})")
         assert by_day.fetchone() == (300, 1)
         found = database.execute(f"select id from ({quiet})").fetchall()
         assert silent in {row[0] for row in found} and len(found) >= 25
-        database.execute(responses)
-
-
-def test_the_sql_example_measures_the_first_response_time_correctly(tmp_path):
-    database = duckdb.connect()
-    database.execute("create schema tester")
-    database.execute(
-        "create table tester.messages (conversation_id varchar, direction varchar, "
-        "created_at timestamp, _fivetran_deleted boolean)"
-    )
-    start = datetime(2026, 1, 1)
-    for name, direction, minute in [
-        ("a", "out", 0),
-        ("a", "in", 5),
-        ("a", "in", 6),
-        ("a", "out", 25),
-        ("b", "in", 0),
-        ("c", "out", 0),
-    ]:
-        moment = start + timedelta(minutes=minute)
-        database.execute(
-            "insert into tester.messages values (?, ?, ?, false)", [name, direction, moment]
-        )
-    rows = database.execute(SQL["First response time by conversation"]).fetchall()
-    assert [(row[0], row[3]) for row in rows] == [("a", timedelta(minutes=20))]
 
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
     """Yield the store of a mock with records of every table, and a project that synced them."""
-    records = make_records(
-        customers=60, brands=3, messages=900, notes=20, users=8, teams=3, tags=6, same_moment=0
-    )
+    counts = {"customers": 60, "brands": 3, "messages": 900, "notes": 20, "users": 8}
+    more = {"teams": 3, "tags": 6, "klasses": 3, "kobjects": 90, "shortcuts": 3}
+    records = make_records(**counts, **more, audit_logs=60, same_moment=0)
     with mock(records) as server:
-        server.store.delete("customers", next(iter(records["customers"])))
+        for customer_id in list(records["customers"])[:2]:
+            server.store.delete("customers", customer_id)
         project = Project(tmp_path_factory.mktemp("project"), server, additional_tables="all")
         project.debug()
         yield server.store, project
@@ -285,34 +265,37 @@ def named(store, table: str, record_id: str) -> str:
     return store.records(table)[record_id]["attributes"]["name"]
 
 
-def live_conversations(store) -> dict:
-    """Return the attributes of the conversations that are not deleted, by id."""
+def related(store, table: str, record_id: str, name: str) -> str:
+    return store.records(table)[record_id]["relationships"][name]["data"]["id"]
+
+
+def live(store, table: str) -> dict:
+    """Return the attributes of the records that are not deleted, by id."""
     return {
         record_id: record["attributes"]
-        for record_id, record in store.records("conversations").items()
+        for record_id, record in store.records(table).items()
         if not record["attributes"].get("deleted")
     }
 
 
-def test_the_sql_example_returns_the_median_response_time_of_each_team_and_brand(
-    everything,
-):
+def moment(attributes: dict) -> datetime:
+    return datetime.fromisoformat(attributes["createdAt"].replace("Z", "+00:00"))
+
+
+def test_the_sql_example_returns_the_median_response_time_of_each_team_and_brand(everything):
     store, project = everything
     minutes: dict = {}
-    for conversation_id, attributes in live_conversations(store).items():
-        # Without a response, there is no object, or one without values.
-        response_time = attributes.get("firstResponse", {}).get("responseTime")
-        if response_time is None:
+    for conversation_id, attributes in live(store, "conversations").items():
+        response = attributes.get("firstResponse") or {}
+        if attributes["direction"] != "in" or "createdAt" not in response:
             continue
-        brand = store.records("conversations")[conversation_id]["relationships"]["brand"]
         names = (
             named(store, "teams", attributes["assignedTeams"][0]),
-            named(store, "brands", brand["data"]["id"]),
+            named(store, "brands", related(store, "conversations", conversation_id, "brand")),
         )
-        minutes.setdefault(names, []).append(response_time / 60_000)
-    found = {
-        row[:2]: row[2:] for row in project.query(SQL["First response time by team and brand"])
-    }
+        waited = moment(response) - moment(attributes)
+        minutes.setdefault(names, []).append(waited.total_seconds() / 60)
+    found = {row[:2]: row[2:] for row in project.query(example("By team and brand"))}
     assert len(found) > 5 and found.keys() == minutes.keys()
     for names, times in minutes.items():
         assert found[names][0] == len(times)
@@ -325,14 +308,14 @@ def test_the_sql_example_counts_every_open_conversation_by_its_age_in_weeks(ever
 
     def backlog() -> list:
         weeks: dict = {}
-        for attributes in live_conversations(store).values():
+        for attributes in live(store, "conversations").values():
             if attributes["status"] == "open":
-                created = datetime.fromisoformat(attributes["createdAt"].replace("Z", "+00:00"))
-                age = (datetime.now(timezone.utc).date() - created.date()).days // 7
-                weeks.setdefault(age, []).append(attributes["outboundMessageCount"] == 0)
+                age = (datetime.now(timezone.utc).date() - moment(attributes).date()).days // 7
+                has_response = "createdAt" in (attributes.get("firstResponse") or {})
+                weeks.setdefault(age, []).append(not has_response)
         return [(age, len(without), sum(without)) for age, without in sorted(weeks.items())]
 
-    before, found = backlog(), project.query(SQL["Open conversations by age in weeks"])
+    before, found = backlog(), project.query(example("Open conversations by age"))
     # The date may change between the two calls.
     assert len(found) > 5 and found in (before, backlog())
 
@@ -341,13 +324,49 @@ def test_the_sql_example_counts_the_most_used_tags_by_name(everything):
     store, project = everything
     used = collections.Counter(
         named(store, "tags", tag_id)
-        for attributes in live_conversations(store).values()
+        for attributes in live(store, "conversations").values()
         for tag_id in attributes["tags"]
     )
     assert len(used) == 6
-    assert project.query(SQL["Most used tags"]) == sorted(
-        used.items(), key=lambda item: (-item[1], item[0])
-    )
+    most_used = sorted(used.items(), key=lambda item: (-item[1], item[0]))
+    assert project.query(example("Most used tags")) == most_used
+
+
+def test_the_sql_example_returns_the_revenue_of_the_orders_of_recent_writers(everything):
+    store, project = everything
+
+    def revenue() -> list:
+        week_ago = datetime.now(timezone.utc) - timedelta(days=7)
+        writers = {
+            related(store, "messages", message_id, "customer")
+            for message_id, attributes in live(store, "messages").items()
+            if attributes["direction"] == "in" and moment(attributes) > week_ago
+        }
+        totals: dict = {}
+        for order_id, attributes in live(store, "kobjects").items():
+            klass = named(store, "klasses", related(store, "kobjects", order_id, "klass"))
+            customer = related(store, "kobjects", order_id, "customer")
+            if klass == "order" and customer in writers:
+                order = attributes["custom"]
+                totals.setdefault(order["statusStr"], []).append(order["totalNum"])
+        return sorted((status, len(t), round(sum(t), 2)) for status, t in totals.items())
+
+    before, found = revenue(), sorted(project.query(example("Revenue by status")))
+    # A message may become a week old between the two calls.
+    assert len(found) > 2 and found in (before, revenue())
+
+
+def test_the_sql_example_says_who_deleted_what(everything):
+    store, project = everything
+    entries = [entry["attributes"] for entry in store.records("audit_logs").values()]
+    users = {user_id: named(store, "users", user_id) for user_id in store.records("users")}
+    deleted = {
+        (entry["objectType"], entry["objectId"], users.get(entry["userId"], entry["userType"]))
+        for entry in entries
+        if entry["eventVerb"] == "delete"
+    }
+    found = project.query(f"select * exclude created_at from ({example('Who deleted')})")
+    assert len(found) > 1 and {row[:3] for row in found} == deleted
 
 
 def test_the_query_that_purges_deleted_rows_leaves_the_others(everything, tmp_path):
