@@ -131,7 +131,7 @@ def __updated_at(record) -> datetime | None:
 
 
 def __version(record) -> tuple[str | None, str]:
-    """Return a record's id and updatedAt, which together identify one version of the record."""
+    """Return a record's id and updatedAt, which together identify its version."""
     return __record_id(record), str(__attributes(record).get("updatedAt"))
 
 
@@ -267,8 +267,7 @@ RECORD = {
 
 # --------------------------------------------------------------------------------------------
 # Tables
-# Each table is declared once. The schema, the rows, the setup tests and the errors use that.
-#
+# Each table is declared once, for the schema, the rows, the setup tests and the errors.
 # To add a column: add it to the table's `columns`, with a line in docs/tables.md and one in
 # tests/expected.py. To add a table: add a `Table`, append it to TABLES, and do the same for its columns.
 
@@ -1310,12 +1309,13 @@ def __table_pages(search: "Search") -> Iterator[Page]:
 def __list_changes(
     search: "Search", pages: Iterable[Page], problem: SearchUnusableError | None
 ) -> Iterator[Page]:
-    """Yield the changes from a list, because of a problem with search or on request. A list does not
-    show what has been deleted, so the cursor is kept, and a later search finds it. After an unreliable
-    search, or a first read, the cursor moves to the beginning of this sync."""
+    """Yield the changes from a list. It does not show what has been deleted, so the cursor is kept, and
+    a later search finds it. After an unreliable search, or a first read, the cursor moves on."""
     warning = __list_warning(search.table, problem)
     may_have_rows = search.resumes or not search.is_first
     keeps_cursor = may_have_rows and (problem is None or problem.is_refusal)
+    # A search that resumes does not go back two days, so the place where it resumes does.
+    cursor = search.cursor if search.resumes else search.cursor - __DAILY_LOOK_BACK
     for page in pages:
         if warning:
             # Not before the first page: if the key lacks the table's own role, the list says so.
@@ -1325,7 +1325,7 @@ def __list_changes(
             # A record without a valid updatedAt may have changed.
             since = search.since
             page.records = [r for r in page.records if (__updated_at(r) or since) >= since]
-        page.cursor_after = search.cursor if keeps_cursor or not page.is_last else None
+        page.cursor_after = cursor if keeps_cursor or not page.is_last else None
         yield page
 
 

@@ -295,7 +295,7 @@ def test_the_sql_example_returns_the_median_response_time_of_each_team_and_brand
         )
         waited = moment(response) - moment(attributes)
         minutes.setdefault(names, []).append(waited.total_seconds() / 60)
-    found = {row[:2]: row[2:] for row in project.query(example("By team and brand"))}
+    found = {row[:2]: row[2:] for row in project.query(example("by team and brand"))}
     assert len(found) > 5 and found.keys() == minutes.keys()
     for names, times in minutes.items():
         assert found[names][0] == len(times)

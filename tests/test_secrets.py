@@ -22,7 +22,7 @@ def personal_data() -> list:
         attributes = record["attributes"]
         found += [attributes.get("name"), *(entry["email"] for entry in attributes["emails"])]
         found += [entry["phone"] for entry in attributes["phones"]]
-    found += [record["attributes"]["preview"] for record in RECORDS["messages"].values()]
+    found += [record["attributes"].get("preview") for record in RECORDS["messages"].values()]
     return [text for text in found if text]
 
 
