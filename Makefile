@@ -1,131 +1,79 @@
-# Each target sets up .venv if necessary. PYTHON selects the Python for it. If PYTHON is not
-# given, an existing .venv keeps its Python.
-PYTHON ?= $(or $(shell cat $(READY) 2>/dev/null),python3)
-# The Python version with which Fivetran runs the connector. The workflow tests it.
-FIVETRAN_PYTHON = 3.13
+# make, or make help, lists the targets. Each one sets up .venv first if it is missing, or updates
+# it if the requirements are newer.
+
+# The Python that makes .venv. To change it later, run make clean first.
+PYTHON ?= python3
 # The folder of a local sync, with its configuration.json, warehouse and state. Git ignores it.
 LOCAL ?= local
-SDK = fivetran-connector-sdk==3.0.0
-LINTERS = black==26.10.1 flake8==7.4.1 flake8-bugbear==26.10.27 \
-	flake8-cognitive-complexity==0.1.0
 BIN = .venv/bin
 READY = .venv/ready
-FIVETRAN = $(BIN)/fivetran
-# The folder that is packaged and deployed. It contains only the connector.
+# The folder that is packaged. It contains only the connector.
 PACKAGE = build/connector
-# If PYTHON is given, a .venv with another Python is replaced.
-ifneq ($(origin PYTHON),file)
-ifneq ($(PYTHON),$(shell cat $(READY) 2>/dev/null))
-ANOTHER_PYTHON = another-python
-endif
-endif
-
-# Runs a command with a lock, so that only one make at a time sets up .venv. The operating system
-# releases the lock even if the process is killed.
-define LOCKED
-import fcntl, subprocess, sys
-try:
-    lock = open(".make.lock", "w")
-except OSError as error:
-    sys.exit(f"This folder cannot be written to: {error.strerror}.")
-try:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    sys.exit(subprocess.call(sys.argv[1:]))
-except KeyboardInterrupt:
-    sys.exit("Stopped. The next make completes the setup.")
-endef
 
 # A dollar sign in one of these values is part of the value, not a reference to a variable.
 $(foreach name,CONNECTION DESTINATION LOCAL QUERY WAREHOUSE,\
 	$(eval override $(name) := $$(value $(name))))
 # The SDK searches PATH for the commands that it runs.
 export PATH := $(PATH):$(CURDIR)/$(BIN)
-export CONNECTION DESTINATION LOCAL LOCKED QUERY QUICK WAREHOUSE
+export CONNECTION DESTINATION LOCAL QUERY WAREHOUSE
 
-.PHONY: demo test thorough lint bench check sync sql package deploy clean
-.PHONY: ready set-up has-configuration another-python
+.PHONY: help demo check sync sql inspect package deploy test thorough lint bench clean
+.PHONY: has-configuration
 
-demo: ready
-	@$(BIN)/python -m mock_server.demo
+help: ## list the targets (make alone does the same)
+	@sed -n 's/^\([a-z]*\):.*## /make \1 /p' Makefile | while read -r make target does; \
+	do printf '%s %-9s %s\n' "$$make" "$$target" "$$does"; done
 
-test: ready
+demo: $(READY) ## two syncs from a mock of Kustomer, with charts; needs no account
+	@$(BIN)/python -m tools.demo
+
+check: has-configuration ## test the settings, the key and its roles
+	@$(BIN)/fivetran configuration "$$LOCAL" --test
+
+sync: has-configuration ## sync your data to a warehouse on this machine
+	@$(BIN)/fivetran debug "$$LOCAL" --configuration configuration.json
+
+sql: $(READY) ## count the rows of that warehouse, or ask it with QUERY="select ..."
+	@$(BIN)/python -m tools.sql -- "$${WAREHOUSE:-$$LOCAL/files/warehouse.db}" "$$QUERY"
+
+inspect: has-configuration ## compare your Kustomer with what the connector expects
+	@$(BIN)/python -m tools.inspect "$$LOCAL"
+
+package: $(READY) ## build a zip file for Fivetran's API
+	@mkdir -p $(PACKAGE) && cp connector.py $(PACKAGE)
+	$(BIN)/fivetran package $(PACKAGE) --yes
+
+deploy: $(READY) ## deploy to Fivetran; needs FIVETRAN_API_KEY, DESTINATION and CONNECTION
+	@$(BIN)/python -m tools.deploy "$$LOCAL"
+
+test: $(READY) ## run the tests
 	$(BIN)/python -m pytest
 
-# The property tests with many more examples than in make test.
-thorough: ready
+thorough: $(READY) ## run the tests of random worlds with many more examples
 	$(BIN)/python -m pytest --hypothesis-profile=thorough --timeout=0 \
-		tests/test_random_worlds.py tests/test_random_modes.py \
-		tests/test_fuzz.py
+		tests/test_random_worlds.py tests/test_random_modes.py tests/test_fuzz.py
 
-lint: ready
+lint: $(READY) ## check the style
 	$(BIN)/black --check .
 	$(BIN)/flake8
 
-bench: ready
-	@$(BIN)/python benchmark.py
+bench: $(READY) ## measure the cost of syncs; QUICK=1 takes a minute instead of ten
+	@$(BIN)/python -m tools.benchmark $(if $(QUICK),--quick)
 
-check: has-configuration
-	@$(FIVETRAN) configuration "$$LOCAL" --test
+clean: ## remove .venv, build and caches; your configurations and warehouses stay
+	rm -rf .venv build .pytest_cache .hypothesis
+	rm -rf __pycache__ mock_server/__pycache__ tests/__pycache__ tools/__pycache__
 
-sync: has-configuration
-	@$(FIVETRAN) debug "$$LOCAL" --configuration configuration.json
+has-configuration: $(READY)
+	@$(BIN)/python -m tools.configuration "$$LOCAL"
 
-sql: ready
-	@$(BIN)/python -m mock_server.sql -- "$${WAREHOUSE:-$$LOCAL/files/warehouse.db}" "$$QUERY"
+$(READY): $(BIN)/python requirements.txt requirements-dev.txt
+	@echo "Installing packages into .venv; this takes a minute ..."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
 
-package: ready
-	@mkdir -p $(PACKAGE) && cp connector.py $(PACKAGE)
-	$(FIVETRAN) package $(PACKAGE) --yes
-
-deploy: has-configuration
-	@test -n "$$DESTINATION" || { echo "DESTINATION is missing. Set it to the name of a" \
-		"destination, as Fivetran shows it." >&2; exit 1; }
-	@printf %s "$$CONNECTION" | grep -Eqx '[a-z_][a-z0-9_]*' || { echo "CONNECTION must be the" \
-		"name of a new or existing connection: lowercase letters, digits and underscores, not" \
-		"beginning with a digit." >&2; exit 1; }
-	@test -n "$$FIVETRAN_API_KEY" || { echo "FIVETRAN_API_KEY is missing. Set it in the" \
-		"environment to the Base64 text of a Fivetran API key." >&2; exit 1; }
-	@mkdir -p $(PACKAGE) && cp connector.py $(PACKAGE)
-	@# The SDK resolves a relative path from the deployed folder.
-	$(FIVETRAN) deploy $(PACKAGE) --destination "$$DESTINATION" --connection "$$CONNECTION" \
-		--configuration "$$(cd "$$LOCAL" && pwd)/configuration.json" \
-		--python-version $(FIVETRAN_PYTHON)
-
-# Keeps your configurations and warehouses.
-clean:
-	rm -rf .venv build crash-reports .make.lock .pytest_cache .hypothesis
-	rm -rf __pycache__ mock_server/__pycache__ tests/__pycache__
-
-has-configuration: ready
-	@test -f "$$LOCAL/configuration.json" || { echo "There is no file" \
-		"$$LOCAL/configuration.json. Copy configuration.json there and put the key into the" \
-		"copy, or name another folder with LOCAL=..." >&2; exit 1; }
-	@# The status is 1 only if the folder is inside a repository that does not ignore it.
-	@git check-ignore -q "$$LOCAL/configuration.json" 2>/dev/null; test $$? -ne 1 \
-	|| echo "Warning: git does not ignore $$LOCAL. Use a folder whose name begins with local." >&2
-	@$(BIN)/python -m json.tool "$$LOCAL/configuration.json" /dev/null || { echo \
-		"$$LOCAL/configuration.json cannot be read as JSON; the line above says why. Save it as" \
-		"UTF-8 without a byte order mark." >&2; exit 1; }
-	@cmp -s connector.py "$$LOCAL/connector.py" || cp connector.py "$$LOCAL"
-
-# Setting up takes a lock and two Pythons, so it is only asked for if something is missing.
-ready:
-	@MAKEFLAGS= $(MAKE) -qs PYTHON="$(PYTHON)" $(READY) 2>/dev/null \
-	|| MAKEFLAGS= $(MAKE) -s PYTHON="$(PYTHON)" set-up
-
-set-up:
-	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) was not found. Install Python 3.10" \
-		"or later, or name one with make PYTHON=..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-	|| { echo "$(PYTHON) is older than Python 3.10; use make PYTHON=..." >&2; exit 1; }
-	@$(PYTHON) -c "$$LOCKED" $(MAKE) -s PYTHON="$(PYTHON)" $(READY)
-
-# The make that runs this recipe holds the lock, so its check for another Python is up to date.
-$(READY): requirements.txt Makefile $(ANOTHER_PYTHON)
-	@echo "Setting up .venv with $(PYTHON); this takes a minute ..."
-	@# A complete .venv of the same Python may contain packages of yours, so it is kept.
-	@test "$$($(BIN)/python -c 'import pip, sys; print(sys.version)' 2>/dev/null)" = \
-		"$$($(PYTHON) -c 'import sys; print(sys.version)')" || $(PYTHON) -m venv --clear .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
-		$(SDK) $(LINTERS) -r requirements.txt
-	@echo "$(PYTHON)" > $@
+$(BIN)/python:
+	@case "$$($(PYTHON) --version 2>&1)" in "Python 3."[1-9][0-9]*) ;; *) echo \
+		"$(PYTHON) was not found, or is older than Python 3.10. Install Python 3.10 or later," \
+		"or name one with make PYTHON=..." >&2; exit 1;; esac
+	@$(PYTHON) -m venv --clear .venv

@@ -9,7 +9,7 @@ from typing import Dict
 import duckdb
 
 from mock_server import MockKustomer
-from mock_server.fivetran import run_fivetran
+from tools.fivetran import run_fivetran
 from tests.support import COLUMNS
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ import pytest
 
 import connector
 from mock_server import Fault, make_records
-from mock_server.fivetran import fivetran_process
+from tools.fivetran import fivetran_process
 from mock_server.records import time_text
 from tests.expected import assert_mirrors, assert_same, expected_row, is_right, source_rows
 from tests.project import Project

@@ -12,7 +12,7 @@ import pytest
 
 import connector
 from mock_server import Fault
-from mock_server.fivetran import fivetran_process
+from tools.fivetran import fivetran_process
 from tests.project import PROJECT, Project
 from tests.support import bare_records, even_times, mock, searches, sync
 

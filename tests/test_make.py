@@ -1,11 +1,16 @@
 """The commands of the Makefile, run in a copy of the project."""
 
+import base64
+import codecs
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 import zipfile
+from datetime import datetime
 
 import duckdb
 import pytest
@@ -13,6 +18,7 @@ import pytest
 from mock_server import make_records
 from tests.project import PROJECT
 from tests.support import mock
+from tools import configuration, deploy
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 BIN = os.path.dirname(sys.executable)
@@ -21,22 +27,28 @@ BIN = os.path.dirname(sys.executable)
 @pytest.fixture
 def make(tmp_path):
     """Return a function that runs make in a copy of the project, with the current packages."""
-    for name in ("connector.py", "Makefile", "requirements.txt", "configuration.json"):
+    files = ("connector.py", "Makefile", "configuration.json")
+    for name in (*files, "requirements.txt", "requirements-dev.txt"):
         shutil.copy(PROJECT / name, tmp_path)
-    shutil.copytree(PROJECT / "mock_server", tmp_path / "mock_server")
-    (tmp_path / ".venv").mkdir()
-    # This .venv is newer than the files that it depends on, so make does not set it up again.
-    for part in ("bin", "lib", "pyvenv.cfg"):
+    for name in ("mock_server", "tools"):
+        shutil.copytree(PROJECT / name, tmp_path / name)
+    commands = tmp_path / ".venv" / "bin"
+    commands.mkdir(parents=True)
+    for command in os.listdir(BIN):
+        (commands / command).symlink_to(os.path.join(BIN, command))
+    for part in ("lib", "pyvenv.cfg"):
         (tmp_path / ".venv" / part).symlink_to(os.path.join(sys.prefix, part))
-    (tmp_path / ".venv" / "ready").write_text("python3\n")
+    # This .venv is newer than the files that it depends on, so make does not set it up again.
+    (tmp_path / ".venv" / "ready").touch()
     helpers = tmp_path / "helpers"
     helpers.mkdir()
     # The SDK runs pipreqs to find missing dependencies, and pipreqs sends requests to a website.
     write_script(helpers / "pipreqs", "exit 0")
 
     def run(*arguments: str, query: str = "", **environment: str) -> subprocess.CompletedProcess:
-        # Left out are a real key, and the variables that `make test` passes to nested makes.
-        left_out = ("FIVETRAN_API_KEY", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON")
+        # Left out are real values, and the variables that `make test` passes to nested makes.
+        left_out = ("FIVETRAN_API_KEY", "DESTINATION", "CONNECTION", "LOCAL", "PYTHON")
+        left_out += ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
         inherited = {name: v for name, v in os.environ.items() if name not in left_out}
         path = os.pathsep.join([str(helpers), inherited["PATH"]])
         return subprocess.run(
@@ -75,30 +87,49 @@ def test_the_package_has_no_other_file_of_the_project_than_the_connector(make, t
         assert package.read("connector.py") == (PROJECT / "connector.py").read_bytes()
 
 
-DEPLOYMENT = {
-    "LOCAL": ".",
-    "DESTINATION": "warehouse",
-    "CONNECTION": "kustomer",
-    "FIVETRAN_API_KEY": "secret",
-}
+API_KEY = base64.b64encode(b"key:hidden").decode()
+
+
+def test_a_deployment_names_all_missing_values_before_fivetran_is_contacted(make):
+    run = make("deploy")
+    assert run.returncode != 0
+    lines = run.stderr.splitlines()
+    assert lines[0] == "Nothing was sent to Fivetran."
+    assert lines[1].startswith("There is no file local/configuration.json. Copy configuration")
+    names = ("FIVETRAN_API_KEY", "DESTINATION", "CONNECTION")
+    for line, name in zip(lines[2:], names):
+        assert line.startswith(f"{name} is missing. It must be ")
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
+    ("name", "value", "is_valid"),
     [
-        ("LOCAL", "local", "There is no file local/configuration.json"),
-        ("DESTINATION", "", "DESTINATION is missing. Set it to the name of a destination"),
-        ("CONNECTION", "", "CONNECTION must be the name of a new or existing connection"),
-        ("CONNECTION", "Kustomer-EU", "lowercase letters, digits and underscores"),
-        ("CONNECTION", "1st", "not beginning with a digit"),
-        ("CONNECTION", "a$b", "lowercase letters, digits and underscores"),
-        ("FIVETRAN_API_KEY", "", "FIVETRAN_API_KEY is missing"),
+        ("FIVETRAN_API_KEY", API_KEY, True),
+        ("FIVETRAN_API_KEY", "key:hidden", False),
+        ("FIVETRAN_API_KEY", API_KEY + "\n", False),
+        ("FIVETRAN_API_KEY", base64.b64encode(b"key:hidden\n").decode(), False),
+        ("FIVETRAN_API_KEY", base64.b64encode(b"hidden").decode(), False),
+        ("FIVETRAN_API_KEY", base64.b64encode(b"hidden:").decode(), False),
+        ("FIVETRAN_API_KEY", "schl\u00fcssel", False),
+        ("DESTINATION", 'my $ware "house"', True),
+        ("DESTINATION", " ", False),
+        ("CONNECTION", "_kustomer_2", True),
+        ("CONNECTION", "Kustomer", False),
+        ("CONNECTION", "kustomer-eu", False),
+        ("CONNECTION", "1st", False),
+        ("CONNECTION", "kustomer\n", False),
     ],
 )
-def test_an_invalid_deployment_fails_before_fivetran_is_contacted(name, value, says, make):
-    run = make("deploy", "FIVETRAN=false", **{**DEPLOYMENT, name: value})
-    assert run.returncode != 0
-    assert says in run.stderr and "secret" not in run.stdout + run.stderr
+def test_the_form_of_each_value_of_a_deployment_is_checked(
+    name, value, is_valid, monkeypatch, capsys, tmp_path
+):
+    # A folder without a configuration is never deployed.
+    monkeypatch.setattr(sys, "argv", ["deploy", str(tmp_path)])
+    monkeypatch.setenv(name, value)
+    assert deploy.main() == 1
+    errors = capsys.readouterr().err
+    assert (f"{name} is not valid. It must be " in errors) is not is_valid
+    assert f"{name} is missing" not in errors and "hidden" not in errors
 
 
 def test_a_deployment_sends_only_the_connector_and_a_configuration_that_the_sdk_finds(
@@ -109,35 +140,42 @@ def test_a_deployment_sends_only_the_connector_and_a_configuration_that_the_sdk_
         file.parent.mkdir()
         file.write_text(json.dumps(server.configuration()))
         # Deploying requires Fivetran, so a local sync uses the same folder and configuration.
-        stand_in = write_script(
-            tmp_path / "helpers" / "deploy",
-            'echo "$@" >> deployed; test "$1" = deploy || exit 1\n'
+        fivetran = tmp_path / ".venv" / "bin" / "fivetran"
+        fivetran.unlink()
+        write_script(
+            fivetran,
+            'printf "%s\\n" "$@" >> deployed; test "$1" = deploy || exit 1\n'
             f'"{BIN}/fivetran" debug "$2" --configuration "$8"',
         )
-        run = make("deploy", f"FIVETRAN={stand_in}", **{**DEPLOYMENT, "LOCAL": file.parent.name})
+        destination = 'my $ware "house"'
+        run = make(
+            *("deploy", f"LOCAL={file.parent.name}", f"DESTINATION={destination}"),
+            CONNECTION="kustomer",
+            FIVETRAN_API_KEY=API_KEY,
+        )
         assert run.returncode == 0, run.stdout + run.stderr
         assert {request.path for request in server.requests} > {"/v1/companies"}
-    assert (tmp_path / "deployed").read_text().strip() == (
-        "deploy build/connector --destination warehouse --connection kustomer "
-        f"--configuration {file} --python-version 3.13"
-    )
-    assert "secret" not in run.stdout + run.stderr
-    assert [f.name for f in (tmp_path / "build" / "connector").glob("*.*")] == ["connector.py"]
+    package = tmp_path / "build" / "connector"
+    assert (tmp_path / "deployed").read_text().splitlines() == [
+        *("deploy", str(package), "--destination", destination, "--connection", "kustomer"),
+        *("--configuration", str(file), "--python-version", deploy.PYTHON_VERSION),
+    ]
+    assert API_KEY not in run.stdout + run.stderr
+    assert [f.name for f in package.glob("*.*")] == ["connector.py"]
 
 
 def test_the_workflow_tests_the_python_version_of_the_deployment():
     workflow = (PROJECT / ".github" / "workflows" / "tests.yml").read_text()
-    assert "FIVETRAN_PYTHON = 3.13\n" in (PROJECT / "Makefile").read_text()
-    assert '"3.13"' in workflow
+    assert f'"{deploy.PYTHON_VERSION}"' in workflow
 
 
 def test_setup_tests_and_syncs_take_the_key_from_a_file_that_git_ignores(make, tmp_path):
     missing = make("check")
     assert missing.returncode != 0
     assert "There is no file local/configuration.json" in missing.stderr
-    configuration = tmp_path / "local" / "configuration.json"
-    configuration.parent.mkdir()
-    configuration.write_text('{"api_key": "secret",}')
+    file = tmp_path / "local" / "configuration.json"
+    file.parent.mkdir()
+    file.write_text('{"api_key": "secret",}')
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     invalid = make("sync")
     assert "Warning: git does not ignore local. " in invalid.stderr
@@ -146,7 +184,7 @@ def test_setup_tests_and_syncs_take_the_key_from_a_file_that_git_ignores(make, t
     assert "local/configuration.json cannot be read as JSON" in invalid.stderr
     assert "secret" not in invalid.stdout + invalid.stderr
     with mock(make_records(customers=3, companies=2)) as server:
-        configuration.write_text(json.dumps(server.configuration()))
+        file.write_text(json.dumps(server.configuration()))
         checked = make("check")
         assert checked.returncode == 0, checked.stdout + checked.stderr
         assert "The API key can read every table]: PASSED" in checked.stdout
@@ -159,6 +197,24 @@ def test_setup_tests_and_syncs_take_the_key_from_a_file_that_git_ignores(make, t
     assert "customers" in make("sql").stdout
     template = (PROJECT / "configuration.json").read_text()
     assert (tmp_path / "configuration.json").read_text() == template
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"api_key": "secret"}', None),
+        (b'{"api_key": "secret",}', "cannot be read as JSON: "),
+        (b'{"api_key": "secret \xff"}', "is not text in UTF-8. Save it as UTF-8."),
+        (codecs.BOM_UTF8 + b"{}", "begins with a byte order mark. Save it as UTF-8 without one."),
+        ("{}".encode("utf-16"), "begins with a byte order mark. Save it as UTF-8 without one."),
+    ],
+)
+def test_a_byte_order_mark_is_only_named_where_there_is_one(content, says, tmp_path):
+    (tmp_path / "configuration.json").write_bytes(content)
+    problem = configuration.problem_of(tmp_path)
+    assert says in problem if says else problem == ""
+    assert ("byte order mark" in problem) is content.startswith((b"\xef", b"\xff"))
+    assert "secret" not in problem
 
 
 def test_make_sql_shows_times_and_reports_errors_without_a_traceback(make, tmp_path):
@@ -184,7 +240,7 @@ def test_make_sql_shows_times_and_reports_errors_without_a_traceback(make, tmp_p
     assert wrong.returncode != 0 and "Traceback" not in wrong.stderr and '"x"' in wrong.stderr
     no_rows = make("sql", "QUERY=-- only a comment")
     assert (no_rows.returncode, no_rows.stdout, no_rows.stderr) == (0, "", "")
-    command = [sys.executable, "-m", "mock_server.sql", str(warehouse), "-"]
+    command = [sys.executable, "-m", "tools.sql", str(warehouse), "-"]
     binary = subprocess.run(command, cwd=PROJECT, input=b"\xff\xfe", capture_output=True)
     assert binary.stderr == b"The query is not text in UTF-8. Save the file as UTF-8.\n"
     quoted = make("sql", "QUERY=-", query="""select 'a$$b "' || 'c' as quoted""")
@@ -197,15 +253,20 @@ def test_the_demo_does_not_change_the_users_warehouse_and_state(make, tmp_path):
     files.mkdir(parents=True)
     for name in ("warehouse.db", "state.json"):
         (files / name).write_text("the user's file")
+    began = datetime.now().strftime("%a %d %b")
     run = make("demo")
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "NOT what changed" not in run.stdout and run.stdout.count("as in Kustomer") == 5
+    assert "NOT" not in run.stdout and run.stdout.count("as in the mock") == 6
     for heading in ("Messages per day by channel", "First response by brand"):
         assert heading in run.stdout
-    assert len(run.stdout.splitlines()) <= 40
-    assert max(map(len, run.stdout.splitlines())) <= 100
-    command = run.stdout.splitlines()[-1].partition("make ")[2].split()
-    assert "conversations" in make(*command).stdout
+    lines = run.stdout.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 90
+    # Letters of another width would shift the columns of the charts.
+    assert not {unicodedata.east_asian_width(letter) for letter in run.stdout} & {"W", "F"}
+    newest = lines[lines.index("First response by brand") - 2]
+    assert newest.split()[:3] in (began.split(), datetime.now().strftime("%a %d %b").split())
+    shown = subprocess.run(lines[-1].split(), cwd=tmp_path, capture_output=True, text=True)
+    assert "conversations" in shown.stdout
     assert {f.name: f.read_text() for f in files.iterdir()} == {
         "warehouse.db": "the user's file",
         "state.json": "the user's file",
@@ -214,53 +275,77 @@ def test_the_demo_does_not_change_the_users_warehouse_and_state(make, tmp_path):
     assert not (tmp_path / "build").exists() and len(list(files.iterdir())) == 2
 
 
-def test_a_missing_python_and_an_old_python_are_different_errors(make, tmp_path):
-    none = make("lint", "PYTHON=python9")
-    assert none.returncode != 0 and "python9 was not found" in none.stderr
-    old = write_script(tmp_path / "helpers" / "python2", "exit 1")
-    too_old = make("lint", f"PYTHON={old}")
-    assert too_old.returncode != 0 and "is older than Python 3.10" in too_old.stderr
+def test_a_missing_and_an_old_python_are_refused(make, tmp_path):
+    shutil.rmtree(tmp_path / ".venv")
+    old = write_script(tmp_path / "helpers" / "python2", 'echo "Python 3.9.18"')
+    for python in ("python9", old):
+        refused = make("lint", f"PYTHON={python}")
+        assert refused.returncode != 0
+        assert f"{python} was not found, or is older than Python 3.10. Inst" in refused.stderr
+        assert not (tmp_path / ".venv").exists()
 
 
 def stand_in_python(tmp_path, name: str) -> str:
-    """Return a fake Python that records each .venv that it makes, and installs nothing."""
+    """Return a fake Python. It records in the file `log` each .venv that it makes, and each
+    installation in one of them, which fails while there is a file `offline`."""
     return write_script(
         tmp_path / "helpers" / name,
-        f'case "$2" in venv) echo {name} >> made; mkdir -p .venv/bin; '
-        'printf "#!/bin/sh\\n" > .venv/bin/python; cp .venv/bin/python .venv/bin/black; '
-        "cp .venv/bin/python .venv/bin/flake8; chmod +x .venv/bin/*;; "
-        f'*) exec "{sys.executable}" "$@";; esac',
+        'test "$1" = --version && { echo Python 3.10.1; exit; }\n'
+        f'test "$*" = "-m venv --clear .venv" || exit 1; echo {name} >> log; mkdir -p .venv/bin\n'
+        'printf "#!/bin/sh\\necho install >> log; test ! -e offline\\n" > .venv/bin/python\n'
+        'printf "#!/bin/sh\\n" > .venv/bin/black; cp .venv/bin/black .venv/bin/flake8\n'
+        "chmod +x .venv/bin/*",
     )
 
 
-def test_only_another_python_replaces_the_environment(make, tmp_path):
-    (tmp_path / ".venv" / "bin").unlink()
+def test_the_environment_is_set_up_when_it_is_missing_or_older_than_the_requirements(
+    make, tmp_path
+):
+    shutil.rmtree(tmp_path / ".venv")
     first, second = (stand_in_python(tmp_path, name) for name in ("one", "two"))
+    (tmp_path / "offline").touch()
+    assert make("lint", f"PYTHON={first}").returncode != 0
+    (tmp_path / "offline").unlink()
+    # Another Python has an effect only after make clean.
     for python in (first, first, second):
         run = make("lint", f"PYTHON={python}")
         assert run.returncode == 0, run.stdout + run.stderr
-    # Without PYTHON, the environment does not change, even if python3 is too old.
-    write_script(tmp_path / "helpers" / "python3", "exit 1")
-    unnamed = make("lint")
-    assert unnamed.returncode == 0, unnamed.stderr
-    assert (tmp_path / "made").read_text().split() == ["one", "two"]
+    assert (tmp_path / "log").read_text().split() == ["one", "install", "install"]
+    os.utime(tmp_path / ".venv" / "ready", (1, 1))
+    assert make("lint").returncode == 0
+    cleaned = make("clean")
+    assert "rm -rf .venv build " in cleaned.stdout and not (tmp_path / ".venv").exists()
+    assert make("lint", f"PYTHON={second}").returncode == 0
+    assert (tmp_path / "log").read_text().split()[3:] == ["install", "two", "install"]
 
 
-def test_concurrent_make_commands_set_up_one_environment(make, tmp_path):
-    (tmp_path / ".venv" / "bin").unlink()
-    (tmp_path / ".venv" / "ready").unlink()
-    python = stand_in_python(tmp_path, "one")
-    command = ["make", "lint", f"PYTHON={python}"]
-    processes = [
-        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for _ in range(3)
+def test_make_alone_lists_every_target_and_sets_up_nothing(make, tmp_path):
+    shutil.rmtree(tmp_path / ".venv")
+    alone = make()
+    assert alone.returncode == 0 and alone.stdout == make("help").stdout
+    (phony,) = re.findall(r"^\.PHONY: (.* clean)$", (tmp_path / "Makefile").read_text(), re.M)
+    assert [line.split()[:2] for line in alone.stdout.splitlines()] == [
+        ["make", target] for target in phony.split()
     ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=60)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert (tmp_path / "made").read_text().split() == ["one"]
+    assert max(map(len, alone.stdout.splitlines())) <= 90
+    assert not (tmp_path / ".venv").exists()
+
+
+COMMANDS = [
+    path.stem for path in (PROJECT / "tools").glob("*.py") if "argparse" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("tool", COMMANDS)
+def test_each_tool_explains_itself_and_says_what_to_install(tool, tmp_path):
+    command = ["-m", f"tools.{tool}", "--help"]
+    shown = subprocess.run(
+        [sys.executable, *command], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0 and shown.stdout.startswith(f"usage: python -m tools.{tool}")
+    # The option -S hides all installed packages.
+    missing = subprocess.run(
+        [sys.executable, "-S", *command], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert missing.returncode == 1 and "Traceback" not in missing.stderr
+    assert "Install them with: pip install -r requirements-dev.txt\n" in missing.stderr

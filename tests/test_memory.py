@@ -14,7 +14,8 @@ def peak_memory(messages: int) -> int:
     """Return the peak memory, in bytes, of a process that syncs this many messages. They are
     short, because only what the connector keeps of each one is measured."""
     with mock(bare_records("messages", even_times(messages))) as server:
-        command = [sys.executable, "benchmark.py", "grow", json.dumps(server.configuration())]
+        given = json.dumps(server.configuration())
+        command = [sys.executable, "-m", "tools.benchmark", "--grow", given]
         grown = json.loads(subprocess.check_output(command, cwd=PROJECT, timeout=100))
     assert grown["rows"] == messages
     return grown["peak"]

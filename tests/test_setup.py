@@ -11,7 +11,7 @@ import pytest
 import connector
 from mock_server import Fault, make_records
 from mock_server.behaviour import ROLES, SEARCH_ROLE
-from mock_server.fivetran import run_fivetran
+from tools.fivetran import run_fivetran
 from tests.project import PROJECT
 from tests.support import TABLES, mock, sync
 

@@ -1,4 +1,4 @@
-"""Show the contents of a warehouse: python -m mock_server.sql FILE [QUERY]."""
+"""Show the contents of a warehouse: python -m tools.sql FILE [QUERY]."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ def main(warehouse: str, query: str = "") -> int:
     """Print the rows of a query, or, without a query, the number of rows of every table."""
     if not Path(warehouse).is_file():
         print(
-            f"There is no file {warehouse!r}. Run a sync first, or correct LOCAL or WAREHOUSE.",
+            f"There is no file {warehouse!r}. Run a sync first, or name another file.",
             file=sys.stderr,
         )
         return 1
@@ -51,7 +51,7 @@ def main(warehouse: str, query: str = "") -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m mock_server.sql", description="Show the contents of a warehouse."
+        prog="python -m tools.sql", description="Show the contents of a warehouse."
     )
     parser.add_argument("warehouse", metavar="FILE", help="a DuckDB file of fivetran debug")
     parser.add_argument(

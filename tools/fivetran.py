@@ -1,7 +1,8 @@
-"""Runs the `fivetran` command for tests and the demo, without access to the internet."""
+"""Runs the `fivetran` command, and gives it a folder with the connector."""
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,25 +10,35 @@ import tempfile
 from pathlib import Path
 from typing import Dict, Iterator, Optional
 
+PROJECT = Path(__file__).resolve().parent.parent
+# The folder of the commands that belong to this Python's packages.
+COMMANDS = Path(sys.executable).parent
+
+
+def copy_connector(folder: Path) -> None:
+    """Copy connector.py into a folder, which is made if it does not exist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(shutil.SameFileError):
+        shutil.copyfile(PROJECT / "connector.py", folder / "connector.py")
+
 
 @contextlib.contextmanager
 def fivetran_process(
     *arguments: str, environment: Optional[Dict[str, str]] = None
 ) -> Iterator[subprocess.Popen]:
-    """Yield a running `fivetran` command from the environment of this Python.
+    """Yield a running `fivetran` command, which needs no internet, for the tests and the demo.
 
     The command has its own process group. Its output can be read from `stdout` as text.
     """
-    commands = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as folder:
         # The SDK runs pipreqs to find missing dependencies, and pipreqs sends requests to a
         # website. This replacement does nothing, so that no time is lost without the internet.
         scan = Path(folder, "pipreqs")
         scan.write_text("#!/bin/sh\nexit 0\n")
         scan.chmod(0o755)
-        search_path = os.pathsep.join([folder, str(commands), os.environ.get("PATH", "")])
+        search_path = os.pathsep.join([folder, str(COMMANDS), os.environ.get("PATH", "")])
         process = subprocess.Popen(
-            [str(commands / "fivetran"), *arguments],
+            [str(COMMANDS / "fivetran"), *arguments],
             env={**os.environ, "PATH": search_path, "DO_NOT_TRACK": "1", **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
