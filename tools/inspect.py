@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import connector
 from tools.configuration import add_folder, problem_of, warn_unless_ignored
 from tools.questions import QUESTIONS, Question
-from tools.samples import MAX_REQUESTS, Kustomer, Traffic
+from tools.samples import MAX_REQUESTS, Kustomer, Traffic, begin
 
 _LINE_WIDTH = 100
 _WORDS = {True: "yes", False: "no", None: "too few records to tell"}
@@ -73,6 +73,8 @@ def _settings(folder: Path) -> connector.Settings:
     if not isinstance(configuration, dict):
         raise ValueError(f"{folder / 'configuration.json'} has to be a JSON object.")
     settings = connector.validate_configuration(configuration)
+    for warning in connector.__unknown_settings(configuration):
+        print(warning, file=sys.stderr)
     # The questions need full pages, and their purposes are no lines of a log.
     return dataclasses.replace(settings, max_records_per_page=500, enable_debug_logging=False)
 
@@ -87,7 +89,7 @@ def inspect(settings: connector.Settings) -> tuple[list[Answer], int]:
         # Somebody is watching, as when a connection is set up.
         client.limited_seconds_max = connector.__SETUP_TEST_MAX_WAIT_SECONDS
         connector.check_api_key(client)
-        kustomer = Kustomer(client, traffic, connector.__now(client))
+        kustomer = begin(client, traffic)
         answers = [_answer(kustomer, question) for question in QUESTIONS]
     return answers, traffic.sent
 

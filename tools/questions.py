@@ -128,18 +128,16 @@ def _counts(kustomer: Kustomer) -> dict:
     counts = {"total": page.total is not None, "equal": None, "largest": page.total}
     if page.total:
         counts["equal"] = _equals_count(kustomer, table, page)
-    elif any(map(_is_searchable(kustomer), SEARCHED)):
-        # Lists have records that search should have found.
+    elif page.total == 0 and _lists_have_searchable(kustomer):
         counts["equal"] = False
     return counts
 
 
-def _is_searchable(kustomer: Kustomer) -> Callable[[connector.Table], bool]:
-    def has_record(table: connector.Table) -> bool:
-        times = filter(None, _updated(listed_records(kustomer, table)))
-        return any(kustomer.horizon < at < kustomer.settled for at in times)
-
-    return has_record
+def _lists_have_searchable(kustomer: Kustomer) -> bool:
+    """Return whether a list has a record that search should have found."""
+    listed = chain.from_iterable(listed_records(kustomer, table) for table in SEARCHED)
+    times = filter(None, _updated(listed))
+    return any(kustomer.horizon < at < kustomer.settled for at in times)
 
 
 def _equals_count(kustomer: Kustomer, table: connector.Table, page: connector.Page) -> bool | None:
@@ -194,6 +192,10 @@ def _page_101(kustomer: Kustomer) -> str:
 
 def _knows_companies(kustomer: Kustomer) -> bool | str | None:
     outcome = _outcome(search, kustomer, connector.COMPANIES)
+    if outcome == "status 400":
+        # It may be the sorting that was refused, which the connector tries too.
+        kustomer.refuses_sort.add(connector.COMPANIES.name)
+        outcome = _outcome(search, kustomer, connector.COMPANIES)
     if outcome == "empty" and not any(listed_records(kustomer, connector.COMPANIES)):
         return None
     return outcome == "records" or outcome
@@ -236,7 +238,7 @@ def _median_seconds(kustomer: Kustomer) -> dict | None:
     searches = _MILLION / connector.__SEARCH_PAGE_MAX_RECORDS
     minutes = searches * median / 60 / connector.__SEARCH_THREADS
     least = searches / _SEARCHES_PER_MINUTE
-    return {"seconds": round(median, 2), "million_minutes": round(max(minutes, least))}
+    return {"seconds": round(median, 2), "minutes_for_a_million": round(max(minutes, least))}
 
 
 def _rate_limit_headers(kustomer: Kustomer) -> dict:
@@ -273,13 +275,25 @@ def _lacks_role(result) -> bool:
 
 
 def _missing_roles(kustomer: Kustomer) -> dict:
-    """Return the missing roles by table. Custom objects have the role of their klasses."""
-    first = {**kustomer.lists, connector.AUDIT_LOGS: next(iter(kustomer.audits.values()))}
-    first[connector.KOBJECTS] = first[connector.KLASSES]
-    missing = {t.name: t.role for t in connector.TABLES if _lacks_role(first[t])}
-    if all(_lacks_role(found["descending"]) for found in kustomer.searches.values()):
-        missing["search"] = connector.__SEARCH_ROLE
-    return missing
+    """Return the missing role, or the status of another refusal, by table. Custom objects have the
+    role of their klasses."""
+    results = {**kustomer.lists, connector.AUDIT_LOGS: next(iter(kustomer.audits.values()))}
+    results[connector.KOBJECTS] = results[connector.KLASSES]
+    missing = {t.name: _refusal(results[t], t.role) for t in connector.TABLES}
+    # Each object may need a role of its own for a search, so one that serves is enough.
+    searches = [
+        _refusal(f["descending"], connector.__SEARCH_ROLE) for f in kustomer.searches.values()
+    ]
+    missing["search"] = all(searches) and searches[0]
+    return {name: role for name, role in missing.items() if role}
+
+
+def _refusal(result, role: str) -> str:
+    """Return a role, or a status, if a request was refused. Raises the error if it failed."""
+    if isinstance(result, Exception) and not isinstance(result, connector.RefusedError):
+        raise result
+    status = getattr(result, "status", None)
+    return role if status in ROLE_STATUSES else status and f"status {status}"
 
 
 def _has_needed_roles(kustomer: Kustomer, missing: dict) -> bool:
@@ -295,7 +309,8 @@ def _can_read_audit_logs(kustomer: Kustomer) -> bool:
 
 def _audit_order(kustomer: Kustomer) -> str | None:
     longest = max(good(kustomer.audits).values(), key=lambda page: len(page.records))
-    times = [connector.__attributes(entry).get("createdAt") for entry in longest.records]
+    created = (connector.__attributes(entry).get("createdAt") for entry in longest.records)
+    times = [connector.__parse_time(text) for text in created]
     orders = {"newest first": True, "oldest first": False}
     ordered = {words: _is_ordered(times, way) for words, way in orders.items()}
     if None in ordered.values():
@@ -405,7 +420,7 @@ QUESTIONS = (
     ),
     Question(
         "search.median_seconds",
-        "How many seconds does a search of 500 take, and how many minutes a million records?",
+        "How long does a search of 500 records take, and what would a million take?",
         _median_seconds,
     ),
     Question(
@@ -417,7 +432,7 @@ QUESTIONS = (
     ),
     Question(
         "roles.missing",
-        "Which roles does the key lack?",
+        "Which tables can the key not read, and which roles does it lack?",
         _missing_roles,
         "none for the selected tables and for search",
         _has_needed_roles,

@@ -38,7 +38,7 @@ class Traffic:
 
     def after(self, response, **_options) -> None:
         """Note how long a request took, to the end of its response."""
-        assert response.content is not None
+        _ = response.content  # Reads the response to its end.
         self.seconds = time.perf_counter() - self._began
         headers = {name.lower(): value for name, value in response.headers.items()}
         self.headers[response.request.method].update(headers)
@@ -46,11 +46,17 @@ class Traffic:
 
 @dataclasses.dataclass
 class Kustomer:
-    """What several questions have to know. In the place of what could not be read is its error."""
+    """What several questions have to know. In the place of what could not be read is its error.
+
+    Search should know all records between `horizon` and `settled`. `refuses_sort` has the tables
+    that it refuses to sort, and `search_seconds` how long searches took that brought 500 records.
+    """
 
     client: connector.Client
     traffic: Traffic
     now: datetime
+    settled: datetime
+    horizon: datetime
     refuses_sort: set[str] = dataclasses.field(default_factory=set)
     search_seconds: list[float] = dataclasses.field(default_factory=list)
 
@@ -74,26 +80,15 @@ class Kustomer:
         """All records that have been read, by table."""
         return {table: _sampled(self, table) for table in connector.TABLES}
 
-    @property
-    def settled(self) -> datetime:
-        """A time before which search should be complete."""
-        return self.now - _overlap()
-
-    @property
-    def horizon(self) -> datetime:
-        """A time from which on search knows all records."""
-        return self.now - _horizon() + timedelta(days=1)
-
 
 # Functions and not methods, because Python changes names with two underscores in a class.
 
 
-def _overlap() -> timedelta:
-    return connector.__OVERLAP
-
-
-def _horizon() -> timedelta:
-    return connector.__SEARCH_HORIZON
+def begin(client: connector.Client, traffic: Traffic) -> Kustomer:
+    """Return what the questions have to know, of which nothing has been read yet."""
+    now = connector.__now(client)
+    horizon = now - connector.__SEARCH_HORIZON + timedelta(days=1)
+    return Kustomer(client, traffic, now, now - connector.__OVERLAP, horizon)
 
 
 def _attempt(call: Callable, *arguments):
@@ -106,10 +101,10 @@ def _attempt(call: Callable, *arguments):
 
 def good(results: dict) -> dict:
     """Return the results that are no errors. Raises the first error if all are."""
-    good = {key: r for key, r in results.items() if not isinstance(r, Exception)}
-    if not good:
+    pages = {key: r for key, r in results.items() if not isinstance(r, Exception)}
+    if not pages:
         raise next(iter(results.values()))
-    return good
+    return pages
 
 
 def list_page(kustomer: Kustomer, table: connector.Table, **params) -> connector.Page:
