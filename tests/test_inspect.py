@@ -29,6 +29,11 @@ RECORDS = make_records(
 )
 RECORDS["customers"][next(iter(RECORDS["customers"]))]["attributes"]["deleted"] = True
 MARK = "SECRET"
+# The tables with enough records on their list to see its order.
+ORDERED = (
+    *("customers", "companies", "brands", "messages", "conversations", "notes"),
+    *("users", "teams", "tags", "shortcuts"),
+)
 SORTED = {"descending": True, "ascending": True}
 COUNTS = {"x-ratelimit-limit": "count", "x-ratelimit-remaining": "count"}
 
@@ -57,16 +62,17 @@ def answers_of(result: dict) -> dict:
     return {name: answer["answer"] for name, answer in result["answers"].items()}
 
 
-def reverse_if_asked(request, answer):
-    """Reverse a list of at most a page, as Kustomer does for sort=desc."""
+def descending_if_asked(request, answer):
+    """Sort a list of at most a page by id, as Kustomer does for sort=desc."""
     if request.params.get("sort") == "desc":
-        return answer._replace(payload={**answer.payload, "data": answer.payload["data"][::-1]})
+        data = sorted(answer.payload["data"], key=lambda record: record["id"], reverse=True)
+        return answer._replace(payload={**answer.payload, "data": data})
     return answer
 
 
 def world(**behaviour):
     server = mock(copy.deepcopy(RECORDS), **behaviour)
-    server.rewrite = reverse_if_asked
+    server.rewrite = descending_if_asked
     return server
 
 
@@ -118,105 +124,85 @@ def test_with_the_defaults_every_answer_is_what_kustomer_documents_or_others_obs
     assert {r.path for r in server.requests if r.method == "POST"} == {"/v1/customers/search"}
 
 
-@pytest.mark.parametrize(
-    "behaviour, name, expected, holds",
-    [
-        ({"page_size_limit": 30}, "lists.page_size_honoured", False, False),
-        ({"page_size_limit": 30}, "search.page_maximum", 30, None),
-        (
-            {"allowed_page_sizes": {100, 500}},
-            "lists.page_size_honoured",
-            False,
-            False,
-        ),
-        ({"allowed_page_sizes": {100, 500}}, "search.page_maximum", "status 400", None),
-        ({"lists_show_deleted": True}, "lists.show_deleted", True, None),
-        (
-            {"list_links_on": "empty"},
-            "lists.past_the_end",
-            "empty, with a link to a next page",
-            None,
-        ),
-        ({"list_links_on": "repeat"}, "lists.past_the_end", "records", None),
-        (
-            {"shows_total": False},
-            "search.counts",
-            {"total": False, "equal": None, "largest": None},
-            False,
-        ),
-        (
-            {"search_window": 40},
-            "search.counts",
-            {"total": True, "equal": False, "largest": 40},
-            False,
-        ),
-        (
-            {"hidden": {next(iter(RECORDS["customers"]))}},
-            "search.counts",
-            {"total": True, "equal": False, "largest": 60},
-            False,
-        ),
-        (
-            {"search_is_empty": True},
-            "search.counts",
-            {"total": True, "equal": False, "largest": 0},
-            False,
-        ),
-        ({"search_is_empty": True}, "search.shows_deleted", None, None),
-        (
-            {"search_is_empty": True, "lists_show_deleted": True},
-            "search.shows_deleted",
-            False,
-            False,
-        ),
-        (
-            {"sort_contexts": {"customer"}},
-            "search.sorts.message",
-            {"descending": False, "ascending": False},
-            None,
-        ),
-        (
-            {"sort_contexts": {"customer"}, "other_sorts": "refuse"},
-            "search.sorts.message",
-            "status 400",
-            None,
-        ),
-        ({"company_search": "knows"}, "search.knows_companies", True, None),
-        ({"company_search": "finds_nothing"}, "search.knows_companies", "empty", None),
-        (
-            {"rate_limit_reset": "epoch", "reset_on_every_answer": True},
-            "headers.rate_limit",
-            {"x-ratelimit-reset": "epoch seconds"},
-            True,
-        ),
-        (
-            {"rate_limit_reset": "epoch_ms", "reset_on_every_answer": True},
-            "headers.rate_limit",
-            {"x-ratelimit-reset": "epoch milliseconds"},
-            True,
-        ),
-        (
-            {"rate_limit_reset": "seconds", "reset_on_every_answer": True},
-            "headers.rate_limit",
-            {"x-ratelimit-reset": "seconds"},
-            True,
-        ),
-        (
-            {"rate_limit_reset": "retry_after", "reset_on_every_answer": True},
-            "headers.rate_limit",
-            {"retry-after": "seconds"},
-            True,
-        ),
-        ({"audit_log_order": "oldest"}, "audit_logs.order", "oldest first", None),
-    ],
-)
-def test_a_switch_of_the_mock_changes_its_answer(ask, behaviour, name, expected, holds):
+def reset(kind: str) -> dict:
+    """Return the switches that let every answer report the end of the window."""
+    return {"rate_limit_reset": kind, "reset_on_every_answer": True}
+
+
+def headers(**others: str) -> dict:
+    named = {name.replace("_", "-"): kind for name, kind in others.items()}
+    return {"list": {**COUNTS, **named}, "search": {**COUNTS, **named}}
+
+
+def counts(total: bool, equal, largest) -> dict:
+    return {"total": total, "equal": equal, "largest": largest}
+
+
+# Switches of the mock, the answers that they change, and whether what the connector relies on holds.
+SWITCHES = [
+    (
+        {"page_size_limit": 30},
+        {"lists.page_size_honoured": (False, False), "search.page_maximum": (30, None)},
+    ),
+    (
+        {"allowed_page_sizes": {100, 500}},
+        {"lists.page_size_honoured": (False, False), "search.page_maximum": ("status 400", None)},
+    ),
+    ({"list_order": "updated"}, {"lists.order": (dict.fromkeys(ORDERED, "updatedAt"), None)}),
+    ({"lists_show_deleted": True}, {"lists.show_deleted": (True, None)}),
+    (
+        {"list_links_on": "empty"},
+        {"lists.past_the_end": ("empty, with a link to a next page", None)},
+    ),
+    ({"list_links_on": "repeat"}, {"lists.past_the_end": ("records", None)}),
+    ({"shows_total": False}, {"search.counts": (counts(False, None, None), False)}),
+    ({"search_window": 40}, {"search.counts": (counts(True, False, 40), False)}),
+    (
+        {"hidden": {next(iter(RECORDS["customers"]))}},
+        {"search.counts": (counts(True, False, 60), False)},
+    ),
+    (
+        {"search_is_empty": True},
+        {"search.counts": (counts(True, False, 0), False), "search.shows_deleted": (None, None)},
+    ),
+    (
+        {"search_is_empty": True, "lists_show_deleted": True},
+        {"search.shows_deleted": (False, False)},
+    ),
+    (
+        {"sort_contexts": {"customer"}},
+        {
+            "search.sorts.customer": (SORTED, None),
+            "search.sorts.message": ({"descending": False, "ascending": False}, None),
+        },
+    ),
+    (
+        {"sort_contexts": {"customer"}, "other_sorts": "refuse", "company_search": "knows"},
+        {
+            "search.sorts.message": ("status 400", None),
+            # Like the connector, it asks again without sorting.
+            "search.knows_companies": (True, None),
+        },
+    ),
+    ({"company_search": "finds_nothing"}, {"search.knows_companies": ("empty", None)}),
+    (reset("epoch"), {"headers.rate_limit": (headers(x_ratelimit_reset="epoch seconds"), True)}),
+    (
+        reset("epoch_ms"),
+        {"headers.rate_limit": (headers(x_ratelimit_reset="epoch milliseconds"), True)},
+    ),
+    (reset("seconds"), {"headers.rate_limit": (headers(x_ratelimit_reset="seconds"), True)}),
+    (reset("retry_after"), {"headers.rate_limit": (headers(retry_after="seconds"), True)}),
+    ({"audit_log_order": "oldest"}, {"audit_logs.order": ("oldest first", None)}),
+]
+
+
+@pytest.mark.parametrize("behaviour, expected", SWITCHES, ids=lambda value: " ".join(value))
+def test_a_switch_of_the_mock_changes_its_answer(ask, behaviour, expected):
     with world(**behaviour) as server:
         code, result = ask(server)
-    answer = result["answers"][name]
-    if name == "headers.rate_limit":
-        expected = {"list": {**COUNTS, **expected}, "search": {**COUNTS, **expected}}
-    assert (answer["answer"], answer["holds"]) == (expected, holds)
+    for name, answer in expected.items():
+        found = result["answers"][name]
+        assert (found["answer"], found["holds"]) == answer
     assert code == any(one["holds"] is False for one in result["answers"].values())
 
 
@@ -262,7 +248,6 @@ def test_search_is_as_late_as_the_oldest_message_that_it_does_not_show(ask, cloc
 
 def test_a_list_that_cannot_be_reversed_does_not_show_whether_search_is_late(ask):
     with mock(RECORDS) as server:
-        server.rewrite = lambda request, answer: answer
         server.before_answer = lambda request: request.params.pop("sort", None)
         _, result = ask(server)
     assert answers_of(result)["search.lag_seconds"] is None
@@ -420,7 +405,7 @@ def test_one_failure_in_twenty_is_retried_within_the_number_of_requests(ask):
     for table in tables:
         records.update(bare_records(table, even_times(600)))
     with mock(records) as server:
-        server.rewrite = reverse_if_asked
+        server.rewrite = descending_if_asked
         server.order(Fault("503", rate=0.05))
         code, result = ask(server)
     assert any(exchange.outcome == "503" for exchange in server.exchanges)

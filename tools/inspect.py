@@ -19,6 +19,7 @@ from tools.questions import QUESTIONS, Question
 from tools.samples import MAX_REQUESTS, Kustomer, Traffic, begin
 
 _LINE_WIDTH = 100
+_RETRIES = 2
 _WORDS = {True: "yes", False: "no", None: "too few records to tell"}
 _MARKS = {True: "ok", False: "NO", None: "?"}
 _LEGEND = (
@@ -75,8 +76,13 @@ def _settings(folder: Path) -> connector.Settings:
     settings = connector.validate_configuration(configuration)
     for warning in connector.__unknown_settings(configuration):
         print(warning, file=sys.stderr)
-    # The questions need full pages, and their purposes are no lines of a log.
-    return dataclasses.replace(settings, max_records_per_page=500, enable_debug_logging=False)
+    return dataclasses.replace(
+        settings,
+        # The questions need full pages.
+        max_records_per_page=500,
+        # Somebody is watching, and the number of requests is limited.
+        retry_attempts=min(settings.retry_attempts, _RETRIES),
+    )
 
 
 def inspect(settings: connector.Settings) -> tuple[list[Answer], int]:
@@ -86,7 +92,7 @@ def inspect(settings: connector.Settings) -> tuple[list[Answer], int]:
     with connector.open_client(settings) as client:
         client.session.auth = traffic.before
         client.session.hooks["response"].append(traffic.after)
-        # Somebody is watching, as when a connection is set up.
+        # Long enough for one reset of the rate limit, as when a connection is set up.
         client.limited_seconds_max = connector.__SETUP_TEST_MAX_WAIT_SECONDS
         connector.check_api_key(client)
         kustomer = begin(client, traffic)

@@ -153,7 +153,7 @@ def _timed(kustomer: Kustomer, call: Callable, *arguments) -> connector.Page:
 def _search_samples(kustomer: Kustomer, table: connector.Table) -> dict:
     """Search a table in both directions and, if search refuses to sort it, without a direction."""
     found = {"descending": _attempt(newest, kustomer, table)}
-    if getattr(found["descending"], "status", None) in ROLE_STATUSES:
+    if _is_final(found["descending"]):
         return found
     found["ascending"] = _attempt(search, kustomer, table)
     if {getattr(result, "status", None) for result in found.values()} == {400}:
@@ -168,9 +168,14 @@ def _audit_pages(kustomer: Kustomer) -> dict:
     for object_type in connector.__AUDITED_OBJECTS:
         params = {"count": table.page_maximum, "filter[objectType]": object_type}
         pages[object_type] = _attempt(partial(list_page, kustomer, table, **params))
-        if getattr(pages[object_type], "status", None) in ROLE_STATUSES:
+        if _is_final(pages[object_type]):
             break
     return pages
+
+
+def _is_final(result) -> bool:
+    """Return whether a similar request would fail as well. A 400 is about this request alone."""
+    return isinstance(result, Exception) and getattr(result, "status", None) != 400
 
 
 def _sampled(kustomer: Kustomer, table: connector.Table) -> list:
