@@ -36,7 +36,7 @@ sync: has-configuration ## sync your data to a warehouse on this machine
 sql: $(READY) ## count the rows of that warehouse, or ask it with QUERY="select ..."
 	@$(BIN)/python -m tools.sql -- "$${WAREHOUSE:-$$LOCAL/files/warehouse.db}" "$$QUERY"
 
-inspect: has-configuration ## compare your Kustomer with what the connector expects
+inspect: $(READY) ## compare your Kustomer with what the connector expects
 	@$(BIN)/python -m tools.inspect "$$LOCAL"
 
 package: $(READY) ## build a zip file for Fivetran's API

@@ -1312,15 +1312,15 @@ def __list_changes(
     """Yield the changes from a list. It does not show what has been deleted, so the cursor is kept, and
     a later search finds it. After an unreliable search, or a first read, the cursor moves on."""
     warning = __list_warning(search.table, problem)
-    may_have_rows = search.resumes or not search.is_first
-    keeps_cursor = may_have_rows and (problem is None or problem.is_refusal)
-    # A search that resumes does not go back two days, so the place where it resumes does.
-    cursor = search.cursor if search.resumes else search.cursor - __DAILY_LOOK_BACK
+    has_rows = search.resumes or not search.is_first
+    keeps_cursor = has_rows and (problem is None or problem.is_refusal)
+    # A search that resumes does not go back two days, so the place where it resumes does, once.
+    is_new = search.cursor == search.since + __OVERLAP
+    cursor = search.cursor - __DAILY_LOOK_BACK if is_new else search.cursor
     for page in pages:
-        if warning:
-            # Not before the first page: if the key lacks the table's own role, the list says so.
-            search.client.warnings.append(warning)
-            warning = ""
+        # Not before the first page: if the key lacks the table's own role, the list says so.
+        search.client.warnings.extend(filter(None, [warning]))
+        warning = ""
         if search.client.settings.enable_incremental_sync:
             # A record without a valid updatedAt may have changed.
             since = search.since

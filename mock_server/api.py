@@ -25,6 +25,8 @@ KEY_PATH = "/v1/users/current"
 AUDIT_PATH = "/v1/audit-logs"
 KLASS_PATH = "/v1/klasses/"
 # The tables with a list of their own. Custom objects are on the lists of their klasses.
+# Lists that sort=desc sorts by id, the greatest first. Other clients have observed it.
+_SORTED_LISTS = ("conversations", "messages")
 _LISTS = {f"/v1/{table}": table for table in TABLES if table not in ("kobjects", "audit_logs")}
 
 
@@ -193,6 +195,8 @@ class Api:
         rules = self.behaviour
         paging = self._paging(request, LIST_MAX, LIST_MAXIMA.get(table, LIST_MAX))
         ids = self.store.listed(table, self._part(table, request))
+        if request.params.get("sort") == "desc" and table in _SORTED_LISTS:
+            ids = sorted(ids, reverse=True)
         reachable = ids if rules.list_window is None else ids[: rules.list_window]
         if paging.end > len(reachable) < len(ids) and rules.list_window_status:
             raise ApiError(

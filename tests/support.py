@@ -148,3 +148,12 @@ def searches(server: MockKustomer) -> list:
 def move_to_noon(clock) -> None:
     """Move the clock to the next noon, so that no test depends on the hour of the day."""
     clock.move((43_200 - clock.read("time")) % 86_400)
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def earlier(text: str, **span) -> str:
+    """Return the time that lies so much before another one."""
+    return time_text(moment(text) - timedelta(**span))

@@ -62,18 +62,8 @@ def answers_of(result: dict) -> dict:
     return {name: answer["answer"] for name, answer in result["answers"].items()}
 
 
-def descending_if_asked(request, answer):
-    """Sort a list of at most a page by id, as Kustomer does for sort=desc."""
-    if request.params.get("sort") == "desc":
-        data = sorted(answer.payload["data"], key=lambda record: record["id"], reverse=True)
-        return answer._replace(payload={**answer.payload, "data": data})
-    return answer
-
-
 def world(**behaviour):
-    server = mock(copy.deepcopy(RECORDS), **behaviour)
-    server.rewrite = descending_if_asked
-    return server
+    return mock(copy.deepcopy(RECORDS), **behaviour)
 
 
 def test_with_the_defaults_every_answer_is_what_kustomer_documents_or_others_observed(ask):
@@ -405,7 +395,6 @@ def test_one_failure_in_twenty_is_retried_within_the_number_of_requests(ask):
     for table in tables:
         records.update(bare_records(table, even_times(600)))
     with mock(records) as server:
-        server.rewrite = descending_if_asked
         server.order(Fault("503", rate=0.05))
         code, result = ask(server)
     assert any(exchange.outcome == "503" for exchange in server.exchanges)

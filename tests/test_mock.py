@@ -1312,3 +1312,11 @@ def test_without_a_command_the_mock_prints_its_address_and_counts_and_stops_on_a
 def test_behaviour_has_the_documented_limits_by_default():
     rules = Behaviour()
     assert (rules.org_limit, rules.search_limit, rules.window_seconds) == (1000, 100, 60.0)
+
+
+def test_lists_of_messages_and_conversations_can_be_reversed():
+    with mock(RECORDS) as server:
+        for table in ("messages", "conversations"):
+            found = call(server, f"/v1/{table}", sort="desc", pageSize=50).json()["data"]
+            ids = [record["id"] for record in found]
+            assert ids == sorted(server.store.listed(table), reverse=True)[:50]

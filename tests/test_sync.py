@@ -11,7 +11,7 @@ from mock_server import Fault, make_records
 from mock_server.behaviour import ROLES, SEARCH_ROLE
 from mock_server.records import time_text
 from tests.expected import assert_mirrors
-from tests.support import TABLES, bare_records, even_times, mock, searches, sync
+from tests.support import TABLES, bare_records, earlier, even_times, mock, moment, searches, sync
 
 DAY = 86_400
 RECORDS = make_records(customers=120, companies=30, brands=3, messages=200)
@@ -31,15 +31,6 @@ def starts(server) -> dict:
         if len(request.body["and"]) == 1:
             found.setdefault(request.body["queryContext"], bounds["gte"])
     return found
-
-
-def moment(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
-
-
-def earlier(text: str, **span) -> str:
-    """Return the time that lies so much before another one."""
-    return time_text(moment(text) - timedelta(**span))
 
 
 def to_noon(clock) -> None:
