@@ -1315,8 +1315,8 @@ def __list_changes(
     has_rows = search.resumes or not search.is_first
     keeps_cursor = has_rows and (problem is None or problem.is_refusal)
     # A search that resumes does not go back two days, so the place where it resumes does, once.
-    is_new = search.cursor == search.since + __OVERLAP
-    cursor = search.cursor - __DAILY_LOOK_BACK if is_new else search.cursor
+    has_begun = search.resumes or search.total is not None
+    cursor = search.cursor if has_begun else search.cursor - __DAILY_LOOK_BACK
     for page in pages:
         # Not before the first page: if the key lacks the table's own role, the list says so.
         search.client.warnings.extend(filter(None, [warning]))
