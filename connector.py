@@ -37,7 +37,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, filterfalse
 from typing import Any, Callable, Iterable, Iterator, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -140,20 +140,19 @@ def __is_missing(value) -> bool:
     values = [value]
     while values:
         value = values.pop()
-        if isinstance(value, (dict, list)):
+        if value and isinstance(value, (dict, list)):
             values.extend(value.values() if isinstance(value, dict) else value)
-        elif value is not None and value != "":
+        elif value or isinstance(value, (int, float)):
             return False
     return True
 
 
 def __text(value) -> str | None:
     """Return a value for a STRING column: a string unchanged, anything else as JSON."""
-    if __is_missing(value):
-        return None
-    text = value if isinstance(value, str) else __compact_json(value)
+    if not isinstance(value, str):
+        value = "" if __is_missing(value) else __compact_json(value)
     # JSON allows half of a surrogate pair, but destinations cannot store it.
-    return text if text.isascii() else __LONE_SURROGATE.sub("\ufffd", text)
+    return (value if value.isascii() else __LONE_SURROGATE.sub("\ufffd", value)) or None
 
 
 def __boolean(value) -> bool | None:
@@ -177,12 +176,12 @@ def __time(value) -> str | None:
     return value if has_format else timestamp and __format_time(timestamp)
 
 
-def __related_ids(record: dict, name: str) -> list[str]:
-    """Return the ids of related records, of any type, because Kustomer sends some wrong ones."""
-    relationships = record.get("relationships")
-    relation = relationships.get(name) if isinstance(relationships, dict) else None
-    data = relation.get("data") if isinstance(relation, dict) else None
-    return [*filter(None, map(__record_id, data if isinstance(data, list) else [data]))]
+def __related(record: dict, name: str):
+    """Return what a relationship leads to, of any type, because Kustomer sends some wrong ones."""
+    try:
+        return record["relationships"][name]["data"]
+    except (LookupError, TypeError):
+        return None
 
 
 def __entries(value, name: str) -> list[dict]:
@@ -192,11 +191,8 @@ def __entries(value, name: str) -> list[dict]:
     return [entry for entry in entries if isinstance(entry, dict) and entry.get(name)]
 
 
-# The kinds of columns, which are made from the name of an attribute in Kustomer's records.
-
-
 def __kind(type: str, convert: Callable[[Any], Any]) -> Callable[..., Column]:
-    """Return a function that makes columns of one kind: (name, fallback) -> Column."""
+    """Return a function that makes columns of one kind, given an attribute's name and a fallback."""
     return lambda name, fallback=None: Column(type, name, convert, fallback)
 
 
@@ -230,7 +226,7 @@ def nested(name: str, inner: str, kind: Callable[[str], Column] = text) -> Colum
 def related(name: str) -> Column:
     """The id of a related record, from `relationships`, or else from an attribute."""
     fallback = reference(f"{name}Id", reference(name))
-    return computed(None, lambda record: next(iter(__related_ids(record, name)), None), fallback)
+    return computed(None, lambda record: __record_id(__related(record, name)), fallback)
 
 
 def first_of(names: str, entry_name: str, preferred: tuple[str, Any] = ("", None)) -> Column:
@@ -372,7 +368,9 @@ MESSAGES = Table(
         **each(boolean, "auto redacted"),
         **each(integer, "size"),
         **each(as_json, "createdByTeams assignedUsers assignedTeams sentiment error meta custom"),
-        "attachments": computed(None, lambda record: __related_ids(record, "attachments")),
+        "attachments": computed(
+            None, lambda r: [e["id"] for e in __entries(__related(r, "attachments"), "id")]
+        ),
         **each(time_of, "sentAt errorAt redactedAt"),
     },
 )
@@ -488,8 +486,7 @@ SHORTCUTS = Table(
         **each(as_json, "payload draft"),
     },
 )
-# The entries also have values before and after a change, and IP addresses. These are left out,
-# because they would outlive what Kustomer erases.
+# Old and new values and IP addresses are left out: they would outlive what Kustomer erases.
 AUDIT_LOGS = Table(
     "audit_logs",
     role_object="audit_logs",
@@ -581,12 +578,9 @@ __FUNCTIONS: dict[Table, tuple[Callable[..., "Rows"], Callable[[dict], dict]]] =
     BRANDS: (get_brands, __map_brand_data),
     MESSAGES: (get_messages, __map_message_data),
 }
-# The tables, in the order in which a sync reads them. The first four are always read, the others if
-# `additional_tables` names them. The last one deletes rows of all others.
-TABLES = (
-    *(*__FUNCTIONS, CONVERSATIONS, NOTES, USERS, TEAMS, TAGS),
-    *(KOBJECTS, KLASSES, SHORTCUTS, AUDIT_LOGS),
-)
+# The tables, in the order of a sync. `additional_tables` has to name all but the first four.
+TABLES = (*__FUNCTIONS, CONVERSATIONS, NOTES, USERS, TEAMS, TAGS, KOBJECTS, KLASSES, SHORTCUTS)
+TABLES += (AUDIT_LOGS,)  # The last one, because it deletes rows of all others.
 ADDITIONAL_TABLES = tuple(table.name for table in TABLES if table not in __FUNCTIONS)
 
 # --------------------------------------------------------------------------------------------
@@ -2330,12 +2324,18 @@ def __now(client: Client | None = None) -> datetime:
 
 def __parse_time(value) -> datetime | None:
     """Parse an ISO time, which is in UTC if it has no offset. Return None if it is not valid."""
+    return __parse_text(value) if isinstance(value, str) else None
+
+
+# Most times of a record come more than once, in several attributes or in a search and in a row.
+@lru_cache(maxsize=10_000)
+def __parse_text(value: str) -> datetime | None:
     try:
         # Before version 3.11, Python does not know the Z.
         parsed = datetime.fromisoformat(f"{value[:-1]}+00:00" if value[-1] in "Zz" else value)
         parsed = parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)
         return parsed.astimezone(timezone.utc)
-    except (ValueError, TypeError, LookupError, OverflowError):
+    except (ValueError, LookupError, OverflowError):
         return None
 
 

@@ -249,7 +249,8 @@ def expected_row(table: str, record: dict) -> dict:
 
 def is_right(row: dict, expected: dict) -> bool:
     """Return whether a row has the expected values in the columns of tests/expected.py."""
-    return row is not None and row.items() >= expected.items()
+    # Usually they are equal, and comparing them as wholes is faster.
+    return row == expected or row is not None and row.items() >= expected.items()
 
 
 def source_rows(server: MockKustomer, table: str) -> Dict[str, dict]:
