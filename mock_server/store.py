@@ -4,6 +4,7 @@ import bisect
 import copy
 import math
 from collections import defaultdict
+from datetime import datetime
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 from mock_server.behaviour import CONTEXTS, Behaviour
@@ -24,6 +25,18 @@ class _Change(NamedTuple):
     due: float
     record_id: str
     record: Optional[dict]
+
+
+class _Event(NamedTuple):
+    """A change that the audit log records: the verb, the record before and after it, and when it
+    happened and becomes visible, as Unix times on Kustomer's clock."""
+
+    table: str
+    verb: str
+    old: Optional[dict]
+    new: dict
+    at: datetime
+    due: float
 
 
 class _View:
@@ -101,13 +114,16 @@ class Store:
         entries = self._records["audit_logs"]
         self._views["audit_logs"] = _View(entries, "createdAt", "objectType")
         self._entries_made = len(entries)
+        # Most tests never read the log, so its entries are made when somebody does.
+        self._events: List[_Event] = []
 
     def records(self, table: str) -> Dict[str, dict]:
         """Return a table's records by id. Do not modify them; use `put` or `change` instead."""
+        self._make_entries()
         return dict(self._records[table])
 
     def count(self, table: str) -> int:
-        return len(self._records[table])
+        return len(self.records(table))
 
     def put(self, table: str, record: dict) -> None:
         """Add a record, or replace the record with the same id."""
@@ -124,10 +140,9 @@ class Store:
 
     def erase(self, table: str, record_id: str) -> None:
         """Remove a record completely. At most the audit log shows that it was there."""
-        old = self._records[table][record_id]
-        marked = self._changed(table, record_id, {"deleted": True})
-        del self._records[table][record_id]
+        old = self._records[table].pop(record_id)
         self._show(table, record_id)
+        marked = {**old, "attributes": {**old["attributes"], "deleted": True}}
         self._log(table, "delete", old, marked)
 
     def listed(self, table: str, part: str = "") -> List[str]:
@@ -173,6 +188,7 @@ class Store:
         For the audit log, it is (createdAt, id) of the visible entries. `group` is a type of
         objects, and leaves the entries about others out.
         """
+        self._make_entries()
         view = self._views[table]
         view.catch_up(self._behaviour.now().timestamp())
         return view.keys(group)
@@ -192,34 +208,43 @@ class Store:
     def _show(self, table: str, record_id: str) -> None:
         """Let lists see a record's state at once, and search or the audit log after their lag."""
         self._orders.pop(table, None)
-        rules, view = self._behaviour, self._views[table]
-        is_entry = table == "audit_logs"
-        lag = rules.audit_log_lag_seconds if is_entry else rules.index_lag_seconds
-        now = rules.now().timestamp()
-        view.add(_Change(now + lag, record_id, self._records[table].get(record_id)))
+        now, lag = self._behaviour.now().timestamp(), self._lag(table)
+        self._views[table].add(_Change(now + lag, record_id, self._records[table].get(record_id)))
         if not lag:
             # A change without a lag stays visible even if Kustomer's clock is set back.
-            view.catch_up(now)
+            self._views[table].catch_up(now)
+
+    def _lag(self, table: str) -> float:
+        rules = self._behaviour
+        return rules.audit_log_lag_seconds if table == "audit_logs" else rules.index_lag_seconds
 
     def _log(self, table: str, verb: str, old: Optional[dict], new: dict) -> None:
-        """Add an entry to the audit log, if it records the changes of this table."""
+        """Note an event for the audit log, if it records the changes of this table."""
         if table not in AUDITED:
             return
         if (table, verb) == ("companies", "delete"):
             # Kustomer has no request that deletes a company. An update marks it as deleted.
             verb = "update"
-        number, self._entries_made = self._entries_made, self._entries_made + 1
-        changes = {name: _differences(name, old, new) for name in ("attributes", "relationships")}
-        entry = audit_entry(
-            number,
-            self._behaviour.now(),
-            (verb, TYPES[table], new["id"]),
-            self._user(number),
-            changes,
-            self._behaviour.audit_log_days,
-        )
-        self._records["audit_logs"][entry["id"]] = entry
-        self._show("audit_logs", entry["id"])
+        now = self._behaviour.now()
+        due = now.timestamp() + self._lag("audit_logs")
+        self._events.append(_Event(table, verb, old, new, now, due))
+
+    def _make_entries(self) -> None:
+        """Make the entries about all events so far."""
+        events, self._events = self._events, []
+        for event in events:
+            number, self._entries_made = self._entries_made, self._entries_made + 1
+            parts = ("attributes", "relationships")
+            entry = audit_entry(
+                number,
+                event.at,
+                (event.verb, TYPES[event.table], event.new["id"]),
+                self._user(number),
+                {part: _differences(part, event.old, event.new) for part in parts},
+                self._behaviour.audit_log_days,
+            )
+            self._records["audit_logs"][entry["id"]] = entry
+            self._views["audit_logs"].add(_Change(event.due, entry["id"], entry))
 
     def _user(self, number: int) -> Tuple[str, str]:
         """Return the id and type of one of the users in turn, or of the API key."""
