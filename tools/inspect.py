@@ -44,9 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
     warn_unless_ignored(options.folder)
     try:
         settings = _settings(options.folder)
-        print(f"Asking Kustomer at most {MAX_REQUESTS} requests ...", file=sys.stderr)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"Asking Kustomer at most {MAX_REQUESTS} requests ...", file=sys.stderr)
+    try:
         answers, sent = inspect(settings)
-    except (connector.KustomerError, ValueError) as error:
+    except connector.KustomerError as error:
         print(error, file=sys.stderr)
         return 1
     show = _show_json if options.json else _show_text
