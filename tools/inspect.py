@@ -7,6 +7,7 @@ the key nor an id or a value of any record.
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -44,13 +45,21 @@ def main(arguments: list[str] | None = None) -> int:
     warn_unless_ignored(options.folder)
     try:
         settings = _settings(options.folder)
-        print(f"Asking Kustomer at most {MAX_REQUESTS} requests ...", file=sys.stderr)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"Asking Kustomer at most {MAX_REQUESTS} requests ...", file=sys.stderr)
+    try:
         answers, sent = inspect(settings)
-    except (connector.KustomerError, ValueError) as error:
+    except connector.KustomerError as error:
         print(error, file=sys.stderr)
         return 1
     show = _show_json if options.json else _show_text
-    show(answers, sent)
+    try:
+        show(answers, sent)
+    except BrokenPipeError:
+        # The reader of the output has enough. Python would fail again when it flushes the output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return int(any(_is_bad(answer) for answer in answers))
 
 
