@@ -19,6 +19,7 @@ from mock_server import Fault, make_records
 from mock_server.behaviour import ROLES, SEARCH_ROLE
 from tests.project import PROJECT, Project
 from tests.support import COLUMNS, Destination, mock, sync
+from tools.questions import QUESTIONS
 
 README = (PROJECT / "README.md").read_text()
 DOCS = {path.name: path.read_text() for path in (PROJECT / "docs").glob("*.md")}
@@ -441,3 +442,10 @@ def test_git_ignores_files_with_a_key_but_not_the_template(file, is_ignored, tmp
     shutil.copy(PROJECT / ".gitignore", tmp_path)
     ignored = subprocess.run(["git", "check-ignore", "-q", file], cwd=tmp_path, check=False)
     assert (ignored.returncode == 0) is is_ignored
+
+
+def test_the_page_about_inspect_explains_every_answer_by_its_name():
+    explained = set(re.findall(r"`([a-z_]+\.[a-z_0-9]+)", DOCS["inspect.md"])) - {"tools.inspect"}
+    # The answers about the order of each searched table are explained together.
+    names = {re.sub(r"^(search\.sorts)\..*", r"\1", question.id) for question in QUESTIONS}
+    assert explained == names
