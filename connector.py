@@ -104,7 +104,7 @@ __INT_RANGE = (-(2**31), 2**31 - 1)
 
 class Column(NamedTuple):
     """A column: its type, the attribute that it is read from (None: the whole record), and a function
-    that returns its value or None. If it is None, the value is read from `fallback` instead."""
+    that returns the column's value. If that is None, `fallback` is read."""
 
     type: str
     source: str | None
@@ -123,7 +123,7 @@ def __attributes(record) -> dict:
 def __record_id(record) -> str | None:
     """Return a record's id as a string, or None if it has none."""
     value = record.get("id") if isinstance(record, dict) else None
-    return (str(value) if type(value) in (str, int) else "") or None
+    return str(value) if type(value) in (str, int) and value != "" else None
 
 
 def __updated_at(record) -> datetime | None:
@@ -163,7 +163,7 @@ def __boolean(value) -> bool | None:
 
 def __integer(value) -> int | None:
     """Return a whole number that fits into an INT column, or None."""
-    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,10}", value, re.ASCII):
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,10}", value):
         value = int(value)
     is_whole = type(value) is int or isinstance(value, float) and value.is_integer()
     return int(value) if is_whole and __INT_RANGE[0] <= value <= __INT_RANGE[1] else None
@@ -185,7 +185,7 @@ def __related(record: dict, name: str):
 
 
 def __entries(value, name: str) -> list[dict]:
-    """Return the entries of a list that have a value of `name`. A string stands for itself."""
+    """Return the entries of a list that have a value of `name`. A string counts as that value."""
     entries = value if isinstance(value, list) else ()
     entries = [{name: entry} if isinstance(entry, str) else entry for entry in entries]
     return [entry for entry in entries if isinstance(entry, dict) and entry.get(name)]
@@ -197,7 +197,7 @@ def __kind(type: str, convert: Callable[[Any], Any]) -> Callable[..., Column]:
 
 
 text = __kind("STRING", __text)  # A string. Anything else is converted to JSON.
-as_json = __kind("STRING", __text)  # A list or object. Every destination supports STRING.
+as_json = text  # A list or object. Every destination supports STRING.
 boolean = __kind("BOOLEAN", __boolean)  # The strings "true" and "false" are accepted, too.
 integer = __kind("INT", __integer)  # A whole number of at most 32 bits.
 time_of = __kind("UTC_DATETIME", __time)
@@ -206,7 +206,7 @@ reference = __kind("STRING", lambda value: __text(value) if isinstance(value, st
 
 
 def each(kind: Callable[[str], Column], names: str) -> dict[str, Column]:
-    """Return a column for each attribute in a list of names, named like it in snake case."""
+    """Return a column for each attribute in a string of names, named like it in snake case."""
     return {re.sub("([A-Z])", r"_\1", name).lower(): kind(name) for name in names.split()}
 
 
@@ -229,13 +229,12 @@ def related(name: str) -> Column:
     return computed(None, lambda record: __record_id(__related(record, name)), fallback)
 
 
-def first_of(names: str, entry_name: str, preferred: tuple[str, Any] = ("", None)) -> Column:
-    """One value from the first of several lists of objects that has one: from the first entry with
-    the preferred attribute value, or else from the first entry that has a value."""
+def first_of(names: str, entry_name: str, preferred: tuple[str, Any] | None = None) -> Column:
+    """One value from the first list of objects that has one: of a preferred entry, or else the first."""
 
     def first(value):
         entries = __entries(value, entry_name)
-        best = [entry for entry in entries if entry.get(preferred[0]) == preferred[1]]
+        best = [e for e in entries if preferred and e.get(preferred[0]) == preferred[1]]
         return (best or entries or [{}])[0].get(entry_name)
 
     column = None
@@ -245,7 +244,7 @@ def first_of(names: str, entry_name: str, preferred: tuple[str, Any] = ("", None
 
 
 def keys_of(name: str, inner_names: str) -> Column:
-    """The names of the values in objects of an attribute, without the values, as a JSON array."""
+    """The keys of some objects inside an attribute, without their values, as a JSON array."""
 
     def keys(value) -> list[str]:
         objects = [value.get(n) for n in inner_names.split()] if isinstance(value, dict) else []
@@ -265,7 +264,7 @@ RECORD = {
 # Tables
 # Each table is declared once, for the schema, the rows, the setup tests and the errors.
 # To add a column: add it to the table's `columns`, with a line in docs/tables.md and one in
-# tests/expected.py. To add a table: add a `Table`, append it to TABLES, and do the same for its columns.
+# tests/expected.py. To add a table: add a `Table`, put it into TABLES, and do the same for its columns.
 
 
 @dataclass(eq=False)
@@ -276,14 +275,14 @@ class Table:
     Args:
         name: the name of the table, and of its list in Kustomer's API.
         columns: the columns, in the order of the destination.
-        object_name: the object's name in a search; by default, `name` without its last letter.
+        object_name: its object in search and audit log; by default, `name` without the final s.
         role_object: its name in the role that the API key needs; by default, `object_name`.
         legacy_role: the legacy role, if its name does not follow from `role_object`.
         search_is_documented: if false, the first read uses the list, and search is used afterwards
             if it finds any record of the table.
         mirrored: every sync reads the whole list, and truncates the table before its first row.
         is_audit_log: the table is read by time, see `__audit_log_pages`.
-        lists: the query parameters of each of the table's lists. Without any, only search serves.
+        lists: the query parameters of each of its lists. Without any, it is only searched (or a log).
         page_maximum: the most records that Kustomer returns in a page of the list. Source:
             https://developer.kustomer.com/docs/concepts/pagination, read 2026-11-23.
     """
@@ -570,8 +569,8 @@ def get_messages(
     return get_rows(MESSAGES, api_key, last_sync_time, configuration, **reading)
 
 
-# The default tables, and the functions that return and map their rows, whose names are part of the
-# connector's interface. `get_rows` and `__map_record` serve all others.
+# The default tables, and the functions that return and map their rows. Their names are part of the
+# connector's interface, so a sync uses them. `get_rows` and `__map_record` serve all others.
 __FUNCTIONS: dict[Table, tuple[Callable[..., "Rows"], Callable[[dict], dict]]] = {
     CUSTOMERS: (get_customers, __map_customer_data),
     COMPANIES: (get_companies, __map_company_data),
@@ -580,7 +579,7 @@ __FUNCTIONS: dict[Table, tuple[Callable[..., "Rows"], Callable[[dict], dict]]] =
 }
 # The tables, in the order of a sync. `additional_tables` has to name all but the first four.
 TABLES = (*__FUNCTIONS, CONVERSATIONS, NOTES, USERS, TEAMS, TAGS, KOBJECTS, KLASSES, SHORTCUTS)
-TABLES += (AUDIT_LOGS,)  # The last one, because it deletes rows of all others.
+TABLES += (AUDIT_LOGS,)  # Last, so that no row is upserted after an entry has deleted it.
 ADDITIONAL_TABLES = tuple(table.name for table in TABLES if table not in __FUNCTIONS)
 
 # --------------------------------------------------------------------------------------------
@@ -848,8 +847,7 @@ def __unknown_settings(configuration: dict) -> Iterator[str]:
 # continues with the others and fails at the end. The next sync resumes from the saved cursors.
 
 __CHECKPOINT_EVERY_ROWS = 5_000
-# More objects than the pages in memory usually contain. To look for reference cycles among them,
-# which records do not have, would take a quarter of the CPU of a sync.
+# Records have no reference cycles, and to look for some takes a quarter of the CPU of a sync.
 __COLLECT_GARBAGE_FROM_OBJECTS = 200_000
 # Each day's first read of a table starts so much earlier, unless it resumes, so that what search
 # shows up to a day late is not missed: it has been hours late (15 May 2019, 12 January 2025).
@@ -913,7 +911,7 @@ def update(configuration: dict, state: dict) -> None:
         check_api_key(client)
         totals = Counts(requests=client.requests_sent, seconds_waited=client.seconds_waited)
         __log(log.info, f"API key: {totals.cost()}.")
-        for table in filterfalse(next_reads.get, tables):
+        for table in [table for table in tables if next_reads[table] is None]:
             try:
                 __sync_table(client, table, saved, configuration, totals)
             except SyncStoppedError as error:
@@ -939,7 +937,7 @@ class State:
 def __since(saved: State, table: Table, now: datetime) -> datetime | None:
     """Return the time since which a table's changes have to be read, or None for a first read."""
     last = saved.last_sync_time.get(table.name)
-    is_first_of_day = not table.mirrored and last and last.date() < now.date()
+    is_first_of_day = last and last.date() < now.date()
     return last - __DAILY_LOOK_BACK if is_first_of_day else last
 
 
@@ -1053,9 +1051,8 @@ def __sync_table(
     """Deliver the changed rows of a table, save its cursor, and add its counts to the totals."""
     began, name, counts = __now(client), table.name, Counts()
     last, since = saved.last_sync_time.get(name), __since(saved, table, began)
-    reading, resume_at = dict(configuration=configuration, client=client), saved.unfinished.get(
-        name
-    )
+    resume_at = saved.unfinished.get(name)
+    reading = {"configuration": configuration, "client": client}
     if not table.mirrored:
         reading["last_sync_time"] = since and __format_time(since)
         reading["resume_at"] = resume_at
@@ -1069,7 +1066,7 @@ def __sync_table(
             if page.cursor_after:
                 saved.unfinished[name] = page.cursor_after
             rows_since_checkpoint += len(page.rows)
-            # None between a truncate and the last row, or a failure would leave rows marked deleted.
+            # No checkpoint between a truncate and the last row: a failure would leave rows deleted.
             if rows_since_checkpoint >= __CHECKPOINT_EVERY_ROWS and not is_replaced:
                 rows_since_checkpoint = 0
                 __checkpoint(saved)
@@ -1078,7 +1075,7 @@ def __sync_table(
         op.warning(f"{name}: skipped {pluralize(counts.skipped, 'record')} without an id.")
     is_long_ago = began - (resume_at or last or __EPOCH) > __DAILY_LOOK_BACK / 2
     if table.is_searched and is_long_ago and not counts.upserted + counts.deleted:
-        # Not a read: on 12 January 2025, search found nothing for three hours, without an error.
+        # It does not count: on 12 January 2025, search found nothing for three hours, silently.
         return
     saved.last_sync_time[name] = max(began, last or began)
     if not page.cursor_after:
@@ -1151,7 +1148,7 @@ class Page:
     address. `total` is Kustomer's count of all matching records, `size` the number of records on a
     full page. The other fields are filled in on the way: `is_last`: its list ends here.
     `may_lack_records`: records of its list may be missing. `cursor_after`: where the next search of
-    the table has to start once this page is delivered, or None for the beginning of this sync.
+    the table has to start once this page is delivered, or None if the read is complete or mirrored.
     `replaces_table`: rows that were delivered before this page are deleted if they do not come
     again. `rows` are the mapped records. `deleted` has the table and id of each row to delete,
     `skipped` counts records without an id, and `unreadable` values that could not be converted.
@@ -1205,7 +1202,7 @@ def get_rows(
             stack.callback(__show_warnings, active)
             time_range = get_time_range(last_sync_time, configuration, now=__now(active))
             since, began = map(__parse_time, time_range.values())
-            # A search starts the overlap before its cursor, which `since` already contains.
+            # `since` lies ten minutes back, and search goes back ten minutes from its cursor.
             cursor, settled = resume_at or since + __OVERLAP, began - __OVERLAP
             is_first, resumes = last_sync_time is None, resume_at is not None
             search = Search(active, table, since, cursor, began, settled, is_first, resumes)
@@ -1229,7 +1226,7 @@ def __make_rows(search: "Search", page: Page) -> Page:
         page.rows.append(row)
         attributes = __attributes(record)
         for column, source in table.typed:
-            # An object may lack the value that a column reads from it.
+            # If an object lacks the value that a `nested` column reads, that is not unreadable.
             if row[column] is None and not isinstance(attributes.get(source), dict):
                 page.unreadable += not __is_missing(attributes.get(source))
         # If a record appears twice, its last version decides whether it is deleted.
@@ -1276,7 +1273,7 @@ def __table_pages(search: "Search") -> Iterator[Page]:
     """Yield a table's pages, from search if it can serve the table and otherwise from its list."""
     client, table = search.client, search.table
     if not table.lists:
-        yield from (__audit_log_pages if table.is_audit_log else __searched_pages)(search)
+        yield from (__audit_log_pages if table.is_audit_log else __search_only_pages)(search)
         return
     pages, problem = __list_pages(client, table), None
     if table.mirrored:
@@ -1293,7 +1290,7 @@ def __table_pages(search: "Search") -> Iterator[Page]:
         can_search = can_search and not search.is_first
     if can_search:
         try:
-            yield from __found_pages(search)
+            yield from __checked_search_pages(search)
             return
         except SearchUnusableError as error:
             problem = error
@@ -1308,13 +1305,14 @@ def __list_changes(
     warning = __list_warning(search.table, problem)
     has_rows = search.resumes or not search.is_first
     keeps_cursor = has_rows and (problem is None or problem.is_refusal)
-    # A search that resumes does not go back two days, so the place where it resumes does, once.
+    # The next search resumes here without the daily look-back, so this is subtracted once.
     has_begun = search.resumes or search.total is not None
     cursor = search.cursor if has_begun else search.cursor - __DAILY_LOOK_BACK
     for page in pages:
-        # Not before the first page: if the key lacks the table's own role, the list says so.
-        search.client.warnings.extend(filter(None, [warning]))
-        warning = ""
+        if warning:
+            # Not before the first page: if the key lacks the table's own role, the list says so.
+            search.client.warnings.append(warning)
+            warning = ""
         if search.client.settings.enable_incremental_sync:
             # A record without a valid updatedAt may have changed.
             since = search.since
@@ -1323,7 +1321,7 @@ def __list_changes(
         yield page
 
 
-def __found_pages(search: "Search") -> Iterator[Page]:
+def __checked_search_pages(search: "Search") -> Iterator[Page]:
     """Yield the pages that search finds. Raises SearchUnusableError if it cannot serve the table. If
     search does not know a table, that may be no error, but find nothing."""
     for page in __search_pages(search):
@@ -1334,17 +1332,17 @@ def __found_pages(search: "Search") -> Iterator[Page]:
             raise SearchUnusableError("search does not know the table", is_refusal=True)
 
 
-def __searched_pages(search: "Search") -> Iterator[Page]:
+def __search_only_pages(search: "Search") -> Iterator[Page]:
     """Yield the pages of a table that has no list, which only search can serve."""
     if not search.client.settings.enable_incremental_sync:
         # A day less than search covers, so that nothing leaves its reach meanwhile.
         search.cursor = search.sync_began - __SEARCH_HORIZON + timedelta(days=1)
     try:
-        yield from __found_pages(search)
+        yield from __checked_search_pages(search)
         return
     except SearchUnusableError as error:
-        problem = error.message.rstrip(".")
-    # Search may have refused a missing role for klasses. Their list raises an error that names it.
+        problem = error.message
+    # If the key lacks the role for klasses, reading their list raises an error that names it.
     next(__list_pages(search.client, KLASSES))
     raise KustomerError(f"{problem}. Kustomer has no list of {search.table.name}.")
 
@@ -1365,13 +1363,15 @@ def __audit_log_pages(search: "Search") -> Iterator[Page]:
             params = {"count": search.table.page_maximum, "filter[objectType]": object_type}
             params, has_more = {**params, **bounds}, True
             while has_more:
-                page = __get_listed(search.client, search.table, params, f"of {object_type}s")
+                page = __get_listed(
+                    search.client, search.table, params, f"entries about {object_type}"
+                )
                 page.cursor_after = low + __OVERLAP
                 page.deleted.update(__deleted_rows(search, map(__attributes, page.records)))
                 yield page
                 has_more = page.link and page.records
                 params |= parse_qsl(urlsplit(page.link).query)
-    yield Page([])
+    yield Page([])  # Without a cursor: the read is complete.
 
 
 def __deleted_rows(search: "Search", entries: Iterable[dict]) -> Iterator[tuple[str, str]]:
@@ -1390,7 +1390,7 @@ def __deleted_rows(search: "Search", entries: Iterable[dict]) -> Iterator[tuple[
 
 
 def __mirrored(pages: Iterable[Page]) -> Iterator[Page]:
-    """Yield all pages of a list. They replace the table, unless none has records or some may lack."""
+    """Yield all pages of a list. They replace the table, unless it is empty or may lack records."""
     pages = list(pages)
     has_records = any(page.records for page in pages)
     pages[0].replaces_table = has_records and not any(page.may_lack_records for page in pages)
@@ -1404,8 +1404,7 @@ def __list_warning(table: Table, problem: SearchUnusableError | None) -> str:
     consequence = "It does not show what has been deleted since the last sync"
     if problem.is_refusal:
         consequence = "It does not show what has been deleted, but search will, once it is allowed"
-    reason = problem.message.rstrip(".")
-    return f"{table.name}: {reason}. The whole list is read instead. {consequence}."
+    return f"{table.name}: {problem.message}. The whole list is read instead. {consequence}."
 
 
 def __get_page(
@@ -1426,7 +1425,7 @@ def __get_page(
         link = str(links["next"] or "")
         more = bool(link)
     else:
-        more = len(records) >= size if total is None else total > size
+        more = len(records) >= size if total is None else total > size * params.get("page", 1)
     return Page(records, more, total, size, link)
 
 
@@ -1440,13 +1439,13 @@ def __get_page(
 __SEARCH_PATH = "/v1/customers/search"
 __SEARCH_ROLE = "org.permission.search.create (legacy org.user.search.read)"
 # At most 500 records a page, and only records updated in the last two years:
-# https://developer.kustomer.com/docs/concepts/search, read 2026-11-23. With less than 100 a page, the
+# https://developer.kustomer.com/docs/concepts/search, read 2026-11-23. With fewer than 100 a page, the
 # 100 pages of a query would not hold a few thousand records that share one updatedAt.
 __SEARCH_PAGE_MAX_RECORDS = 500
 __SEARCH_PAGE_MIN_RECORDS = 100
 __SEARCH_HORIZON = timedelta(days=2 * 365)
 # Not documented, but observed by other clients: counts, pages and lists end at this many records.
-__SEARCH_MAX_COUNT = 10_000
+__RESULT_MAX_RECORDS = 10_000
 # With these statuses and an error message of its own, Kustomer refuses a search.
 __SEARCH_REFUSALS = frozenset({400, 401, 403, 404, 405, 422})
 __SEARCH_THREADS = 4
@@ -1481,8 +1480,8 @@ class Slice:
 @dataclass
 class Search:
     """The search for a table's changes since `since`, in a sync that began at `sync_began`. It begins
-    ten minutes before `cursor`, which is later than `since` if the search `resumes` an unfinished
-    one. `is_first` is whether the table has never been read to its end.
+    ten minutes before `cursor`: where an earlier search stopped, or would have started before a list
+    stood in, if it `resumes`. `is_first` is whether the table has never been read to its end.
 
     Before `settled`, a slice only ever loses records, because a record that is updated moves to a
     later time. After it, the index may still add some; the next sync reads them again. `sorts` is
@@ -1553,7 +1552,7 @@ def __read_first_page(search: Search, part: Slice, page: Page) -> tuple[Page | N
         if pages > 1 and part.low < search.settled:
             raise SearchUnusableError("search counts more records than it shows")
         return page, []
-    is_large = pages > __SLICE_MAX_PAGES or page.total >= __SEARCH_MAX_COUNT
+    is_large = pages > __SLICE_MAX_PAGES or page.total >= __RESULT_MAX_RECORDS
     edges = [at for at in (search.settled, search.sync_began) if at > part.low]
     if part.high is None and edges:
         past = Slice(part.low, edges[0])
@@ -1566,9 +1565,9 @@ def __read_first_page(search: Search, part: Slice, page: Page) -> tuple[Page | N
             return None, __cut(part, page, __SLICE_PAGES_IF_UNRELIABLE)
         if is_large:
             return None, __cut(part, page, __SLICE_PAGES)
-    elif page.total >= __SEARCH_MAX_COUNT and part.low < search.settled:
-        raise SearchUnusableError(f"{__SEARCH_MAX_COUNT} or more records share one updatedAt")
-    part.number = min(max(pages, 2), __SEARCH_MAX_COUNT // page.size)
+    elif page.total >= __RESULT_MAX_RECORDS and part.low < search.settled:
+        raise SearchUnusableError(f"{__RESULT_MAX_RECORDS} or more records share one updatedAt")
+    part.number = min(max(pages, 2), __RESULT_MAX_RECORDS // page.size)
     part.counted, part.seen = page.total, set(map(__record_id, page.records))
     return page, [part]
 
@@ -1713,7 +1712,7 @@ def __list_pages(client: "Client", table: Table) -> Iterator[Page]:
     size = min(client.settings.max_records_per_page, table.page_maximum)
     size, first = max(size, __LIST_PAGE_MIN_RECORDS), set()
     for params in table.lists:
-        for page in __pages_of(Listing(client, table, params, size)):
+        for page in __one_list_pages(Listing(client, table, params, size)):
             if "deactivated" in table.columns:
                 __mark_deactivated(page, first if params else None)
             if not params:
@@ -1728,13 +1727,13 @@ def __mark_deactivated(page: Page, active: set[str | None] | None) -> None:
     """Set `deactivated` of users, given the ids of the active ones, or None if the page has these."""
     for record in page.records:
         attributes = __attributes(record)
-        # On both lists are users who were deactivated meanwhile, or all if `deleted` has no effect.
+        # A user may be on both lists: deactivated meanwhile, or because `deleted` has no effect.
         is_marked = attributes.get("deletedAt") or __boolean(attributes.get("deleted"))
-        is_deactivated = bool(is_marked) or __record_id(record) not in (active or ())
-        attributes["deactivated"] = active is not None and is_deactivated
+        is_other = active is not None and (is_marked or __record_id(record) not in active)
+        attributes["deactivated"] = bool(is_other)
 
 
-def __pages_of(listing: Listing) -> Iterator[Page]:
+def __one_list_pages(listing: Listing) -> Iterator[Page]:
     """Yield the pages of one list. Each page begins with the last records of the page before. When a
     record leaves the list, all records after it move up by one, so the first record of the next page
     moves to a page that has already been read. While pages begin with known records, none is missed.
@@ -1744,7 +1743,7 @@ def __pages_of(listing: Listing) -> Iterator[Page]:
         number, size = __next_page(listing)
         try:
             params = {"page": number, "pageSize": size, **listing.params}
-            page = __get_listed(listing.client, listing.table, params, f"page {number}")
+            page = __get_listed(listing.client, listing.table, params, f"list page {number}")
         except RefusedError as error:
             page = __after_refusal(listing, number, size, error)
         else:
@@ -1833,7 +1832,7 @@ def __check_end(listing: Listing, page: Page, read: int) -> None:
     if page.total is not None and page.total > read:
         problem = f"Kustomer counts {page.total} records, but its list ended after {read}"
         __note_missing(listing, page, problem)
-    elif page.total is None and read == __SEARCH_MAX_COUNT:
+    elif page.total is None and read == __RESULT_MAX_RECORDS:
         __note_missing(listing, page, f"the list ended after {read} records, which may not be all")
     elif listing.is_numbered and listing.page_start:
         listing.client.warnings.append(
@@ -1848,12 +1847,12 @@ def __note_missing(listing: Listing, page: Page, problem: str) -> None:
     remedy = "Search, a missing record's next change or a historical re-sync delivers it"
     if listing.table.mirrored:
         remedy = "No row is marked as deleted until the whole list can be read"
-    listing.client.warnings.append(f"{listing.table.name}: {problem.rstrip('.')}. {remedy}.")
+    listing.client.warnings.append(f"{listing.table.name}: {problem}. {remedy}.")
 
 
 def __get_listed(client: "Client", table: Table, params: dict, which: str) -> Page:
     """Request records from a table's own address. If the key lacks its role, KustomerError says so."""
-    path, purpose = f"/v1/{table.name.replace('_', '-')}", f"{table.name}: list {which}"
+    path, purpose = f"/v1/{table.name.replace('_', '-')}", f"{table.name}: {which}"
     try:
         return __get_page(client, path, params, purpose)
     except RefusedError as error:
@@ -1919,8 +1918,8 @@ __NETWORK_CAUSES = (
 
 @dataclass
 class Client:
-    """What all requests of a sync have in common. Several threads use it; `lock` protects the counts
-    and the moments. `warn(message)` shows a warning that the user should act on; `warnings` holds
+    """What all requests of a sync have in common. Several threads use it; `lock` protects all but
+    single assignments. `warn(message)` shows a warning that the user should act on; `warnings` holds
     those of other threads until the main thread shows them. `clock_ahead` is how many seconds this
     machine's clock is ahead of Kustomer's, or None before the first response. Setting `closed` ends
     all waits and retries once nobody needs their results.
@@ -2039,8 +2038,9 @@ def execute_api_request(
     """
     if client is None:
         settings = validate_configuration({**(configuration or {}), "api_key": api_key})
+        call = partial(execute_api_request, endpoint, "", params, body=body, purpose=purpose)
         with open_client(settings) as own:
-            return execute_api_request(endpoint, api_key, params, body=body, client=own)
+            return call(client=own)
     request = f"{'GET' if body is None else 'POST'} {endpoint}"
     failures = 0
     while True:
@@ -2147,7 +2147,7 @@ def __api_message(errors: list[dict], api_key: str) -> str:
     words = [str(error[name]) for error in errors for name in names if error.get(name)]
     text = re.sub(r"eyJ[\w.%-]+", "(key)", " - ".join(words).replace(api_key, "(key)"))
     text = "".join(letter if letter.isprintable() else " " for letter in text)
-    return " ".join(text.split())[:__API_MESSAGE_MAX_CHARACTERS] or "no reason given"
+    return " ".join(text.split())[:__API_MESSAGE_MAX_CHARACTERS].rstrip(".") or "no reason given"
 
 
 def __handle_rate_limit(
@@ -2224,7 +2224,7 @@ def __note_utilization(client: Client, headers) -> None:
 def __seconds_until_reset(headers) -> float | None:
     """Return how many seconds a response asks to wait, or None if it does not say."""
     now, date = time.time(), __header_date(headers.get("Date"))
-    # If the clocks differ, the server's own counts. It is only given in whole seconds.
+    # If the clocks differ, use the server's. Its Date has whole seconds, hence the tolerance.
     if date and abs(date.timestamp() - now) > __CLOCK_TOLERANCE_SECONDS:
         now = date.timestamp()
     retry_after = headers.get("Retry-After")
@@ -2437,7 +2437,7 @@ def __search_customers(client: Client) -> None:
         __ask(Search(client, CUSTOMERS, now, now, now, now), Slice(now))
     except SearchUnusableError as error:
         client.warnings.append(
-            f"{error.message.rstrip('.')}. Without search, every sync reads whole lists, which takes "
+            f"{error.message}. Without search, every sync reads whole lists, which takes "
             "more requests and does not show what has been deleted."
         )
 

@@ -187,7 +187,7 @@ def test_nothing_is_lost_without_a_warning_and_no_cursor_moves_backwards(
         for name, value in (("op", destination), ("__CHECKPOINT_EVERY_ROWS", 100)):
             stack.enter_context(patching.patch.object(connector, name, value))
         if behaviour["search_window"]:
-            stack.enter_context(patching.patch.object(connector, "__SEARCH_MAX_COUNT", WINDOW))
+            stack.enter_context(patching.patch.object(connector, "__RESULT_MAX_RECORDS", WINDOW))
         server = stack.enter_context(mock(records, **behaviour))
         server.behaviour.hidden = set(list(records["messages"])[:hidden])
         World(server, events, clock, pace)
