@@ -230,7 +230,7 @@ def related(name: str) -> Column:
 
 
 def first_of(names: str, entry_name: str, preferred: tuple[str, Any] | None = None) -> Column:
-    """One value from the first list of objects that has one: of a preferred entry, or else the first."""
+    """One value from the first list of objects that has one: a preferred entry's or the first."""
 
     def first(value):
         entries = __entries(value, entry_name)
@@ -262,9 +262,9 @@ RECORD = {
 
 # --------------------------------------------------------------------------------------------
 # Tables
-# Each table is declared once, for the schema, the rows, the setup tests and the errors.
-# To add a column: add it to the table's `columns`, with a line in docs/tables.md and one in
-# tests/expected.py. To add a table: add a `Table`, put it into TABLES, and do the same for its columns.
+# Each table is declared once, for the schema, the rows, the setup tests and the errors. To add a
+# column: add it to the table's `columns`, with a line in docs/tables.md and one in tests/expected.py.
+# To add a table: add a `Table`, put it into TABLES, and do the same for its columns.
 
 
 @dataclass(eq=False)
@@ -282,7 +282,7 @@ class Table:
             if it finds any record of the table.
         mirrored: every sync reads the whole list, and truncates the table before its first row.
         is_audit_log: the table is read by time, see `__audit_log_pages`.
-        lists: the query parameters of each of its lists. Without any, it is only searched (or a log).
+        lists: the query parameters of each of its lists. Without any, it is searched, or a log.
         page_maximum: the most records that Kustomer returns in a page of the list. Source:
             https://developer.kustomer.com/docs/concepts/pagination, read 2026-11-23.
     """
