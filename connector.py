@@ -796,8 +796,7 @@ def validate_configuration(configuration: dict | None) -> Settings:
 
 
 def __setting_value(setting: Setting, configuration: dict):
-    """Return the converted value of a setting. Raises a ValueError that shows its name, its value if
-    that is safe to show, and what it must be."""
+    """Return a setting's converted value. Raises a ValueError that says what it must be."""
     value = configuration.get(setting.name, "")
     try:
         return __converted_value(setting, value)
@@ -1231,7 +1230,7 @@ def __make_rows(search: "Search", page: Page) -> Page:
                 page.unreadable += not __is_missing(attributes.get(source))
         # If a record appears twice, its last version decides whether it is deleted.
         page.deleted.discard((table.name, row["id"]))
-        if "deactivated" not in table.columns and __boolean(attributes.get("deleted")):
+        if table is not USERS and __boolean(attributes.get("deleted")):
             page.deleted.add((table.name, row["id"]))
     return page
 
@@ -1334,11 +1333,14 @@ def __checked_search_pages(search: "Search") -> Iterator[Page]:
 
 def __search_only_pages(search: "Search") -> Iterator[Page]:
     """Yield the pages of a table that has no list, which only search can serve."""
-    if not search.client.settings.enable_incremental_sync:
+    is_full = not search.client.settings.enable_incremental_sync
+    if is_full:
         # A day less than search covers, so that nothing leaves its reach meanwhile.
         search.cursor = search.sync_began - __SEARCH_HORIZON + timedelta(days=1)
     try:
         yield from __checked_search_pages(search)
+        if is_full and not search.total:
+            search.client.warnings.append(f"{search.table.name}: search found none at all.")
         return
     except SearchUnusableError as error:
         problem = error.message
@@ -1685,7 +1687,6 @@ class Listing:
     page. `page_start` is the number of records before the last page, `reached` that up to its end,
     and `furthest` the largest so far. The next page begins at least `overlap` records before
     `reached`, unless `is_numbered`: then pages are read by number, one after the other.
-
     `known` has the last records that were read, by id, with their updatedAt. `known_pages` counts
     the pages in a row without a new record, and `steps` the steps back that got no further.
     `has_gap` is whether a gap has been accepted.
@@ -1710,27 +1711,27 @@ def __list_pages(client: "Client", table: Table) -> Iterator[Page]:
     """Yield every page of a table's list or lists, and at least one page. A record may appear twice.
     Raises KustomerError if the key lacks the role for the list."""
     size = min(client.settings.max_records_per_page, table.page_maximum)
-    size, first = max(size, __LIST_PAGE_MIN_RECORDS), set()
+    size, active, is_users = max(size, __LIST_PAGE_MIN_RECORDS), set(), table is USERS
     for params in table.lists:
         for page in __one_list_pages(Listing(client, table, params, size)):
-            if "deactivated" in table.columns:
-                __mark_deactivated(page, first if params else None)
-            if not params:
-                first.update(map(__record_id, page.records))
+            if is_users:
+                __mark_deactivated(page, active, is_active=not params)
             yield page
-        # An empty first list cannot be right. The others alone would delete all of its rows.
-        if not first:
+        # No active user cannot be right. The other list alone would delete all of their rows.
+        if is_users and not active:
             return
 
 
-def __mark_deactivated(page: Page, active: set[str | None] | None) -> None:
-    """Set `deactivated` of users, given the ids of the active ones, or None if the page has these."""
+def __mark_deactivated(page: Page, active: set[str | None], is_active: bool) -> None:
+    """Set `deactivated` of users. `active` has the ids of the list of active ones, and `is_active` is
+    whether the page is from this list; its ids are added."""
+    active.update(map(__record_id, page.records) if is_active else ())
     for record in page.records:
         attributes = __attributes(record)
         # A user may be on both lists: deactivated meanwhile, or because `deleted` has no effect.
         is_marked = attributes.get("deletedAt") or __boolean(attributes.get("deleted"))
-        is_other = active is not None and (is_marked or __record_id(record) not in active)
-        attributes["deactivated"] = bool(is_other)
+        is_other = bool(is_marked) or __record_id(record) not in active
+        attributes["deactivated"] = is_other and not is_active
 
 
 def __one_list_pages(listing: Listing) -> Iterator[Page]:
@@ -1923,7 +1924,6 @@ class Client:
     those of other threads until the main thread shows them. `clock_ahead` is how many seconds this
     machine's clock is ahead of Kustomer's, or None before the first response. Setting `closed` ends
     all waits and retries once nobody needs their results.
-
     No request is sent before `limited_until`, and no GET request before `lists_wait_until`.
     `limited_since` is the first refusal by the rate limit since the last successful response, and
     `limit_waits` counts the waits since then; the sync fails after `limited_seconds_max`.

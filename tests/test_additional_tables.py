@@ -270,6 +270,22 @@ def test_klasses_of_every_status_are_in_the_table(destination):
     assert known <= destination.live("klasses").keys()
 
 
+def test_klasses_are_in_the_table_even_if_none_is_enabled(destination):
+    with mock(make_records(klasses=6)) as server:
+        sync(server, destination, additional_tables="klasses")
+        for klass in server.store.listed("klasses"):
+            server.store.change("klasses", klass, status="disabled")
+        sync(server, destination, additional_tables="klasses")
+        assert_mirrors(destination, server, ["klasses"])
+        assert len(destination.live("klasses")) == 6
+
+
+def test_a_full_read_of_custom_objects_that_finds_none_says_so(destination):
+    with mock(RECORDS, search_is_empty=True) as server:
+        sync(server, destination, additional_tables="kobjects", enable_incremental_sync="false")
+    assert "kobjects: search found none at all." in destination.warnings
+
+
 @pytest.mark.parametrize(
     ("value", "count"),
     [

@@ -191,7 +191,7 @@ def _sampled(kustomer: Kustomer, table: connector.Table) -> list:
         pages.append(page)
     for page in pages if "deactivated" in table.columns else []:
         # The connector adds this attribute to users.
-        connector.__mark_deactivated(page, None)
+        connector.__mark_deactivated(page, set(), is_active=True)
     return [*records_of(pages), *_searched_records(kustomer, table)]
 
 
