@@ -263,8 +263,8 @@ RECORD = {
 # --------------------------------------------------------------------------------------------
 # Tables
 # Each table is declared once, for the schema, the rows, the setup tests and the errors. To add a
-# column: add it to the table's `columns`, with a line in docs/tables.md and one in tests/expected.py.
-# To add a table: add a `Table`, put it into TABLES, and do the same for its columns.
+# column: add it to the table's `columns`, with a line in docs/tables.md and one in tests/expected.py,
+# and its attribute to the mock's records. To add a table: add a `Table`, and put it into TABLES.
 
 
 @dataclass(eq=False)

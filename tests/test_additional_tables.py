@@ -99,12 +99,10 @@ def test_every_row_of_every_table_matches_its_record(destination):
         sync(server, destination, additional_tables="all")
         assert_mirrors(destination, server, ALL_TABLES)
         for table in ALL_TABLES:
-            empty = {
-                column
-                for column in COLUMNS[table]
-                if all(row[column] is None for row in destination.live(table).values())
-            }
-            assert empty <= NEVER_SENT, table
+            rows = destination.live(table).values()
+            for column in COLUMNS[table].keys() - NEVER_SENT:
+                has_value = any(row[column] is not None for row in rows)
+                assert has_value, f"{table}.{column}: mock_server/records.py has no value for it"
 
 
 def test_changed_and_deleted_conversations_and_notes_are_delivered(destination):

@@ -116,21 +116,6 @@ def test_every_command_exists(name):
         assert (PROJECT / file).exists(), file
 
 
-def test_every_column_is_listed_with_its_type():
-    listed = [
-        (table, column.strip("`"), kind)
-        for table, column, kind, _source in table_after("## Columns", 4, DOCS["tables.md"])
-    ]
-    declared = [(table, name, kind) for table in COLUMNS for name, kind in COLUMNS[table].items()]
-    missing = [
-        f"| {table} | `{name}` | {kind} | source |"
-        for table, name, kind in declared
-        if (table, name, kind) not in listed
-    ]
-    assert not missing, "\n".join(["docs/tables.md lacks these lines:", *missing])
-    assert listed == declared
-
-
 def test_every_setting_is_listed_with_its_default_and_range():
     listed = {
         row[0].strip("`"): row[1:3] for row in table_after("### Configuration parameters", 4)
