@@ -18,7 +18,7 @@ import connector
 from mock_server import Fault, make_records
 from mock_server.behaviour import ROLES, SEARCH_ROLE
 from tests.project import PROJECT, Project
-from tests.support import COLUMNS, Destination, mock, sync
+from tests.support import Destination, mock, sync
 from tools.questions import QUESTIONS
 
 README = (PROJECT / "README.md").read_text()
