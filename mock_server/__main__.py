@@ -329,8 +329,8 @@ def main(arguments: List[str]) -> int:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         print(
-            f"The mock needs packages that are not installed here: {', '.join(missing)}. "
-            "Install them with: pip install -r requirements-dev.txt",
+            f"The mock needs packages that this Python does not have: {', '.join(missing)}. Activate "
+            "the environment that has them, or install them with: pip install -r requirements-dev.txt",
             file=sys.stderr,
         )
         return 1

@@ -442,3 +442,11 @@ def test_a_configuration_that_cannot_be_used_is_named_before_any_request(
     assert inspect.main([str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert problem in captured.err and captured.out == ""
+
+
+def test_an_encrypted_key_is_named_as_the_reason_why_nothing_can_be_asked(tmp_path, capsys):
+    configuration = {"api_key": "fivetran_encrypted:abcdef"}
+    (tmp_path / "configuration.json").write_text(json.dumps(configuration))
+    assert inspect.main([str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert "api_key is encrypted" in shown.err and "abcdef" not in shown.out + shown.err

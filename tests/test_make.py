@@ -178,7 +178,7 @@ def test_setup_tests_and_syncs_take_the_key_from_a_file_that_git_ignores(make, t
     file.write_text('{"api_key": "secret",}')
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     invalid = make("sync")
-    assert "Warning: git does not ignore local. " in invalid.stderr
+    assert "Warning: git does not ignore 'local'. " in invalid.stderr
     shutil.copy(PROJECT / ".gitignore", tmp_path)
     assert invalid.returncode != 0 and "line 1 column" in invalid.stderr
     assert "local/configuration.json cannot be read as JSON" in invalid.stderr
@@ -348,4 +348,11 @@ def test_each_tool_explains_itself_and_says_what_to_install(tool, tmp_path):
         [sys.executable, "-S", *command], cwd=PROJECT, capture_output=True, text=True, check=False
     )
     assert missing.returncode == 1 and "Traceback" not in missing.stderr
-    assert "Install them with: pip install -r requirements-dev.txt\n" in missing.stderr
+    assert "install them with: pip install -r requirements-dev.txt\n" in missing.stderr
+
+
+def test_a_deployment_checks_the_settings_first(monkeypatch, capsys, tmp_path):
+    (tmp_path / "configuration.json").write_text('{"api_key": "x", "initial_sync_days": "0"}')
+    monkeypatch.setattr(sys, "argv", ["deploy", str(tmp_path)])
+    assert deploy.main() == 1
+    assert "initial_sync_days: '0' must be a whole number" in capsys.readouterr().err

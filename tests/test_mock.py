@@ -1156,8 +1156,8 @@ def test_without_its_packages_the_mock_says_what_to_install():
     assert (run.returncode, run.stdout, run.stderr) == (
         1,
         "",
-        "The mock needs packages that are not installed here: faker, orjson. "
-        "Install them with: pip install -r requirements-dev.txt\n",
+        "The mock needs packages that this Python does not have: faker, orjson. Activate the "
+        "environment that has them, or install them with: pip install -r requirements-dev.txt\n",
     )
 
 

@@ -158,7 +158,7 @@ def test_the_readme_names_every_additional_table():
 
 
 def test_every_table_has_a_line_that_says_how_its_deletions_are_seen():
-    rows = table_after("## What is deleted how", 2, DOCS["limits.md"])
+    rows = table_after("## How deletions are seen", 2, DOCS["limits.md"])
     tables = [name for row in rows for name in row[0].split(", ")]
     assert sorted(tables) == sorted(table.name for table in connector.TABLES)
 

@@ -8,6 +8,6 @@ _missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None
 if _missing:
     # Here, because otherwise the first import of a tool ends it with a traceback.
     sys.exit(
-        f"The tools need packages that are not installed here: {', '.join(_missing)}. "
-        "Install them with: pip install -r requirements-dev.txt"
+        f"The tools need packages that this Python does not have: {', '.join(_missing)}. Activate "
+        "the environment that has them, or install them with: pip install -r requirements-dev.txt"
     )

@@ -10,10 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import connector
 from tools.fivetran import copy_connector
 
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _NOT_IGNORED = 1
+_JSON_HINT = (
+    "JSON has double quotes around names and values, a comma between two entries, none after the "
+    "last one, and no comments"
+)
 
 
 def main() -> int:
@@ -53,6 +58,8 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
 def problem_of(folder: Path) -> str:
     """Return why the configuration of a folder cannot be read, or an empty string."""
     file = folder / "configuration.json"
+    if folder.is_file():
+        return f"{folder} is a file. Name the folder that it is in."
     try:
         content = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -69,8 +76,23 @@ def problem_of(folder: Path) -> str:
     except UnicodeDecodeError:
         return f"{file} is not text in UTF-8. Save it as UTF-8."
     except ValueError as error:
-        return f"{file} cannot be read as JSON: {error}."
+        return f"{file} cannot be read as JSON: {error}. {_JSON_HINT}."
     return ""
+
+
+def settings_of(folder: Path) -> connector.Settings:
+    """Return the settings in a folder. Raises a ValueError that says what is wrong with them."""
+    problem = problem_of(folder)
+    if problem:
+        raise ValueError(problem)
+    file = folder / "configuration.json"
+    configuration = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(configuration, dict):
+        raise ValueError(f"{file} has to be a JSON object.")
+    settings = connector.validate_configuration(configuration)
+    for warning in connector.__unknown_settings(configuration):
+        print(warning, file=sys.stderr)
+    return settings
 
 
 def warn_unless_ignored(folder: Path) -> None:
@@ -87,7 +109,7 @@ def warn_unless_ignored(folder: Path) -> None:
     # git has another status if the folder is in no repository.
     if status == _NOT_IGNORED:
         print(
-            f"Warning: git does not ignore {folder}. Use a folder whose name begins with local.",
+            f"Warning: git does not ignore '{folder}'. Use a folder whose name begins with local.",
             file=sys.stderr,
         )
 

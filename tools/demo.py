@@ -117,7 +117,7 @@ def main() -> int:
         for table in TABLES:
             as_in_the_mock = _is_as_in_the_mock(server, table, second)
             right &= _compare(table, first, second, changed[table], as_in_the_mock)
-    _print(f"Every sync delivers all {_MIRRORED}, and these rows have not changed.")
+    _print(f"Every sync delivers all rows of {_MIRRORED}, whether they have changed or not.")
     print(f"\nTo look around:\n  {_python()} -m tools.sql {os.path.relpath(WAREHOUSE, PROJECT)}")
     return 0 if right else 1
 

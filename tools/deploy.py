@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Callable, List, NamedTuple
 
-from tools.configuration import add_folder, problem_of, warn_unless_ignored
+from tools.configuration import add_folder, settings_of, warn_unless_ignored
 from tools.fivetran import COMMANDS, PROJECT, copy_connector
 
 # The version with which Fivetran runs the connector. The workflow tests it.
@@ -58,7 +58,7 @@ def main() -> int:
     """Run the command line and return its exit code."""
     folder = _parser().parse_args().folder
     warn_unless_ignored(folder)
-    problems = list(filter(None, [problem_of(folder), *map(_problem, _VALUES)]))
+    problems = list(filter(None, [_settings_problem(folder), *map(_problem, _VALUES)]))
     if problems:
         print("Nothing was sent to Fivetran.", *problems, sep="\n", file=sys.stderr)
         return 1
@@ -87,6 +87,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_folder(parser)
     return parser
+
+
+def _settings_problem(folder: Path) -> str:
+    """Return what is wrong with the settings in a folder, or an empty string."""
+    try:
+        settings_of(folder)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _problem(value: _Value) -> str:

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import connector
-from tools.configuration import add_folder, problem_of, warn_unless_ignored
+from tools.configuration import add_folder, settings_of, warn_unless_ignored
 from tools.questions import QUESTIONS, Question
 from tools.samples import MAX_REQUESTS, Kustomer, Traffic, begin
 
 _LINE_WIDTH = 100
 _RETRIES = 2
+# How a key begins that `fivetran configuration` has written.
+_ENCRYPTED = "fivetran_encrypted:"
 _WORDS = {True: "yes", False: "no", None: "too few records to tell"}
 _MARKS = {True: "ok", False: "NO", None: "?"}
 _LEGEND = (
@@ -76,15 +78,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _settings(folder: Path) -> connector.Settings:
     """Return the settings in a folder. Raises a ValueError that says what is wrong with them."""
-    problem = problem_of(folder)
-    if problem:
-        raise ValueError(problem)
-    configuration = json.loads((folder / "configuration.json").read_text(encoding="utf-8"))
-    if not isinstance(configuration, dict):
-        raise ValueError(f"{folder / 'configuration.json'} has to be a JSON object.")
-    settings = connector.validate_configuration(configuration)
-    for warning in connector.__unknown_settings(configuration):
-        print(warning, file=sys.stderr)
+    settings = settings_of(folder)
+    if settings.api_key.startswith(_ENCRYPTED):
+        raise ValueError(
+            "api_key is encrypted, and only the SDK can read it. Use a folder with the key as text."
+        )
     return dataclasses.replace(
         settings,
         # The questions need full pages.
@@ -162,7 +160,7 @@ def _line(answer: Answer) -> str:
     words = f"could not ask: {answer.problem}" if answer.problem else _in_words(answer.value)
     if answer.holds is False:
         words += f" (the connector relies on: {question.relied_on})"
-    return f"{mark:4}{question.words} {words}"
+    return f"{mark:4}{question.words} {words} [{question.id}]"
 
 
 def _in_words(value: Any) -> str:
