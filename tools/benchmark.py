@@ -160,7 +160,7 @@ def cpu_figures() -> Iterator[Figure]:
             for _ in range(_RUNS)
         ]
     ratio = min(whole for whole, _ in pairs) / min(alone for _, alone in pairs)
-    # Rows of customers and messages have 43 and 30 columns. With 15 and 18, the goal was 6.5.
+    # Rows of customers and messages have 43 and 30 columns. With 15 and 20, the goal was 6.5.
     yield Figure(
         "CPU of a sync / of json.loads of its records", f"{ratio:.2f}", "<= 8", ratio <= 8
     )
