@@ -712,7 +712,7 @@ SETTINGS = (
     Setting(
         "max_records_per_page",
         500,
-        "Pages of a search have 100 to 500 records, those of most lists 20 to 100.",
+        "Records per page: within 100-500 for searches, 20-100 for most lists.",
         limits=(1, 1000),
     ),
     Setting(
@@ -731,7 +731,7 @@ SETTINGS = (
     Setting(
         "retry_attempts",
         3,
-        "How often to retry a failed request. Waiting for the rate limit does not count.",
+        "Retries of each failed request. Waiting for the rate limit does not count.",
         limits=(0, 10),
     ),
     Setting(
@@ -1340,7 +1340,7 @@ def __search_only_pages(search: "Search") -> Iterator[Page]:
     try:
         yield from __checked_search_pages(search)
         if is_full and not search.total:
-            search.client.warnings.append(f"{search.table.name}: search found none at all.")
+            search.client.warnings.append(f"{search.table.name}: search found no records.")
         return
     except SearchUnusableError as error:
         problem = error.message
@@ -1405,7 +1405,7 @@ def __list_warning(table: Table, problem: SearchUnusableError | None) -> str:
         return ""
     consequence = "It does not show what has been deleted since the last sync"
     if problem.is_refusal:
-        consequence = "It does not show what has been deleted, but search will, once it is allowed"
+        consequence = "It does not show what has been deleted, but search will, once allowed"
     return f"{table.name}: {problem.message}. The whole list is read instead. {consequence}."
 
 
@@ -1677,7 +1677,7 @@ __MISSING_ROLE_STATUSES = frozenset({401, 403})
 # https://developer.kustomer.com/docs/get-started/quickstart, read 2026-11-23.
 __NEW_KEY = (
     "Create a new key with this role too, under Settings > Security > API Keys; the roles of an "
-    "existing key cannot be changed."
+    "existing key cannot be changed"
 )
 
 
@@ -1862,7 +1862,7 @@ def __get_listed(client: "Client", table: Table, params: dict, which: str) -> Pa
         refusal = error
     # Kustomer refuses a key that has become invalid with the same status. Check for that first.
     check_api_key(client)
-    raise KustomerError(f"{refusal}. The API key lacks the role {table.role}. {__NEW_KEY}")
+    raise KustomerError(f"{refusal}. The API key lacks the role {table.role}. {__NEW_KEY}.")
 
 
 # --------------------------------------------------------------------------------------------
@@ -2127,7 +2127,7 @@ def __read_response(response, request: str, api_key: str) -> dict:
         raise RetryableError(f"status {status}, a redirect, is not followed", __CHECK_ADDRESS)
     if status == 408 or status >= 500:
         raise RetryableError(f"status {status}", __CHECK_STATUS_PAGE)
-    raise RetryableError(f"status {status} without an answer of Kustomer's API", __CHECK_ADDRESS)
+    raise RetryableError(f"status {status} without an answer from Kustomer", __CHECK_ADDRESS)
 
 
 def __parsed(content: bytes) -> dict | None:
@@ -2182,7 +2182,7 @@ def __wait_for_turn(client: Client, purpose: str, is_get: bool) -> None:
     while (seconds := client.limited_until - time.monotonic()) > 0 and not client.closed.is_set():
         most = min(__JITTER_FRACTION * seconds, __RATE_LIMIT_MAX_WAIT_SECONDS - seconds)
         jitter = random.uniform(0, max(most, 0))
-        reason = f"{purpose}: Kustomer asks to wait"
+        reason = f"{purpose}: Kustomer said to wait"
         __wait_until(client, client.limited_until + jitter, reason)
     if is_get:
         percentage = client.settings.api_utilization_percentage

@@ -281,7 +281,7 @@ def test_klasses_are_in_the_table_even_if_none_is_enabled(destination):
 def test_a_full_read_of_custom_objects_that_finds_none_says_so(destination):
     with mock(RECORDS, search_is_empty=True) as server:
         sync(server, destination, additional_tables="kobjects", enable_incremental_sync="false")
-    assert "kobjects: search found none at all." in destination.warnings
+    assert "kobjects: search found no records." in destination.warnings
 
 
 @pytest.mark.parametrize(

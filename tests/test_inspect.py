@@ -322,7 +322,7 @@ def test_a_line_a_question_says_what_the_connector_relies_on(tmp_path, capsys):
         assert inspect.main([str(tmp_path)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
-        "NO  Does a list give pages of an odd size, 37 records? no (the connector relies on: yes)"
+        "NO  Does a list return pages of 37 records if asked? no (the connector relies on: yes)"
     )
     starts = [line for line in lines[: lines.index("")] if not line.startswith("      ")]
     assert [line[4:15] for line in starts] == [one.words[:11] for one in QUESTIONS]

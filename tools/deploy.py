@@ -41,7 +41,7 @@ class _Value(NamedTuple):
 _VALUES = (
     _Value(
         "FIVETRAN_API_KEY",
-        "the Base64 text of key:secret, for a Fivetran API key, without a line break in either",
+        "key:secret of a Fivetran API key, encoded as Base64, without line breaks",
         _is_api_key,
     ),
     _Value("DESTINATION", "the name of a destination, as Fivetran shows it", str.strip),
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tools.deploy",
         description="Deploy the connector to Fivetran, with the settings in the "
         "configuration.json of a folder.",
-        epilog=f"variables of the environment:\n{meanings}",
+        epilog=f"environment variables:\n{meanings}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_folder(parser)

@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"Asking Kustomer at most {MAX_REQUESTS} requests ...", file=sys.stderr)
+    print(f"Sending at most {MAX_REQUESTS} requests ...", file=sys.stderr)
     try:
         answers, sent = inspect(settings)
     except connector.KustomerError as error:

@@ -369,19 +369,19 @@ def _never_seen(table: connector.Table, seen: set[str]) -> list[str]:
 QUESTIONS = (
     Question(
         "lists.page_size_honoured",
-        "Does a list give pages of an odd size, 37 records?",
+        "Does a list return pages of 37 records if asked?",
         _odd_size,
         "yes",
     ),
-    Question("lists.order", "In which order are the records of lists?", _list_orders),
+    Question("lists.order", "How are lists ordered?", _list_orders),
     Question(
         "lists.show_deleted", "Do lists have records with deleted: true?", _lists_show_deleted
     ),
-    Question("lists.past_the_end", "What answers a page far beyond the end?", _past_the_end),
+    Question("lists.past_the_end", "What does a list return beyond its end?", _past_the_end),
     Question("lists.end", "Does the list of customers go on beyond 10,000?", _goes_on),
     Question(
         "search.counts",
-        "Does search count its results (total), do as many come (equal), and what is the largest "
+        "Does search count its results (total) and return them all (equal)? What is the largest "
         "count?",
         _counts,
         "total and equal",
@@ -398,22 +398,22 @@ QUESTIONS = (
     Question(
         "search.page_maximum", "How large is a page if 1,000 records are asked for?", _page_maximum
     ),
-    Question("search.page_101", "What answers page 101 of a search?", _page_101),
+    Question("search.page_101", "What does page 101 of a search give?", _page_101),
     Question("search.knows_companies", "Does search find companies?", _knows_companies),
     Question(
         "search.shows_deleted",
-        "Does includeDeleted bring records with deleted: true?",
+        "Does includeDeleted add records with deleted: true?",
         _search_shows_deleted,
         "yes",
     ),
     Question(
         "search.repeatable",
-        "Does a page of a search come again in the same order?",
+        "Does a repeated search return the same order?",
         _is_repeatable,
     ),
     Question(
         "search.lag_seconds",
-        "By how many seconds is search behind the list of messages?",
+        "How many seconds is search behind the list of messages?",
         _lag_seconds,
         "at most ten minutes",
         lambda _, seconds: timedelta(seconds=seconds) <= connector.__OVERLAP,
