@@ -1465,16 +1465,16 @@ __MILLISECOND = timedelta(milliseconds=1)
 @dataclass
 class Slice:
     """A time range to search: from `low` up to but excluding `high`, or without an end. Page 1 is read
-    first. If there are more pages, they are read from the last to the second: a
-    record that leaves the slice moves those after it towards page 1, onto pages still to come.
-    `number` is the page to read next, `counted` is Kustomer's count on page 1, and `seen` has the
-    ids of the records so far. `repeats` counts the records that came twice.
-    """
+    first, and the others from the last to the second: a record that leaves the slice moves those
+    after it towards page 1, onto pages still to come. `number` is the page to read next, `counted`
+    Kustomer's count on page 1, `first` has the ids of page 1, and `seen` those of all records so
+    far. `repeats` counts the records that came twice, or that moved to page 1."""
 
     low: datetime
     high: datetime | None = None
     number: int = 1
     counted: int | None = None
+    first: set[str | None] = field(default_factory=set)
     seen: set[str | None] = field(default_factory=set)
     repeats: int = 0
 
@@ -1570,19 +1570,20 @@ def __read_first_page(search: Search, part: Slice, page: Page) -> tuple[Page | N
     elif page.total >= __RESULT_MAX_RECORDS and part.low < search.settled:
         raise SearchUnusableError(f"{__RESULT_MAX_RECORDS} or more records share one updatedAt")
     part.number = min(max(pages, 2), __RESULT_MAX_RECORDS // page.size)
-    part.counted, part.seen = page.total, set(map(__record_id, page.records))
+    part.counted, part.first = page.total, set(map(__record_id, page.records))
+    part.seen = {*part.first}
     return page, [part]
 
 
 def __read_later_page(search: Search, part: Slice, page: Page) -> tuple[Page | None, list[Slice]]:
     """Return a further page of a slice, and what is left to read of the slice."""
     ids = set(map(__record_id, page.records))
-    # Page 1 may be read twice, which is no repetition.
-    part.repeats += len(ids & part.seen) if part.number > 1 else 0
-    part.seen |= ids
+    # Page 1 may be read twice. Then only what has moved there is new on it.
+    moved = len(ids - part.first) if part.number == 1 else part.repeats + len(ids & part.seen)
+    part.repeats, part.seen = max(part.repeats, moved), part.seen | ids
     have_left = max(part.counted - page.total, 0)
     is_done = part.number == 1 or (part.number == 2 and not have_left)
-    # A record may come twice only if others have left.
+    # A record may come twice, or move, only if others have left.
     is_right = part.repeats <= have_left
     if is_done:
         is_right = is_right and page.total <= len(part.seen) <= part.counted
@@ -2348,7 +2349,6 @@ def __format_time(timestamp: datetime) -> str:
 # --------------------------------------------------------------------------------------------
 # Setup form
 # The form that Fivetran shows when a connection is set up, and the tests that it runs.
-
 
 # Long enough for one reset of the rate limit, with jitter. Somebody is watching the form meanwhile.
 __SETUP_TEST_MAX_WAIT_SECONDS = 65.0

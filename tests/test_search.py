@@ -1,6 +1,7 @@
 """Finding changed records with search, and what happens if search refuses or is unusable."""
 
 import functools
+import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -437,3 +438,26 @@ def test_the_get_functions_work_outside_of_a_sync():
             for record_id, record in server.store.records("messages").items()
             if record["attributes"]["updatedAt"] >= time_text(since)
         }
+
+
+def test_a_first_page_that_has_other_records_when_it_is_read_again_is_not_trusted(destination):
+    moment = datetime.fromtimestamp(time.time(), timezone.utc) - timedelta(days=1)
+    records = bare_records("messages", [moment] * 150)
+    ids = list(records["messages"])
+    with mock(records) as server:
+
+        def let_one_leave(request):
+            if request.params.get("page") == "2" and len(searches(server)) < 6:
+                server.store.change("messages", ids[0])
+
+        def answer_from_another_server(request, answer):
+            # The record that has moved from page 2 to page 1 is not on the page 1 of this server.
+            is_again = request.params.get("page") == "1" and "lt" in str(request.body)
+            if is_again and len(answer.payload["data"]) == 100 and ids[0] not in str(answer):
+                known = server.store.records("messages")
+                answer.payload["data"] = [known[record_id] for record_id in ids[-48:] + ids[1:53]]
+            return answer
+
+        server.before_answer, server.rewrite = let_one_leave, answer_from_another_server
+        sync(server, destination, max_records_per_page="100")
+        assert_mirrors(destination, server, ["messages"])
