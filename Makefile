@@ -49,8 +49,8 @@ deploy: $(READY) ## deploy to Fivetran; needs FIVETRAN_API_KEY, DESTINATION and 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest
 
-thorough: $(READY) ## run the tests of random worlds with many more examples
-	$(BIN)/python -m pytest --hypothesis-profile=thorough --timeout=0 \
+thorough: $(READY) ## run the tests of random worlds with many more examples; SEED=1 repeats them
+	$(BIN)/python -m pytest --hypothesis-profile=thorough --timeout=0 $(SEED:%=--hypothesis-seed=%) \
 		tests/test_random_worlds.py tests/test_random_modes.py tests/test_fuzz.py
 
 lint: $(READY) ## check the style

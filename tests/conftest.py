@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("quick", max_examples=12, **_COMMON)
-# Takes minutes: make thorough
+# The same examples in each run, so that the tests of a change fail because of the change.
+settings.register_profile("quick", max_examples=12, derandomize=True, **_COMMON)
+# New examples in each run, which take minutes: make thorough
 settings.register_profile("thorough", max_examples=300, **_COMMON)
 settings.load_profile("quick")
 
