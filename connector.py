@@ -1351,12 +1351,12 @@ def __search_only_pages(search: "Search") -> Iterator[Page]:
 
 def __audit_log_pages(search: "Search") -> Iterator[Page]:
     """Yield the entries of the audit log, from the oldest week to the newest, and in a week one type
-    of object after the other. An interrupted sync resumes at its week.
-
-    Source: https://developer.kustomer.com/api/audit-logs, read 2026-11-27.
+    of object after the other. An interrupted sync resumes at its week. Source (read 2026-11-27):
+    https://developer.kustomer.com/api/core-resources/query-events-associated-with-your-organization.
     """
     start, week = search.cursor - __OVERLAP, timedelta(days=7)
-    starts = [start + n * week for n in range((search.sync_began - start) // week + 1)]
+    weeks = max((search.sync_began - start) // week, 0) + 1
+    starts = [start + n * week for n in range(weeks)]
     # The last week has no end, so that nothing is missed if clocks differ.
     for low, high in zip(starts, [*starts[1:], None]):
         bounds = {"filter[start]": low, "filter[end]": high}

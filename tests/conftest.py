@@ -17,7 +17,7 @@ _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 # The same examples in each run, so that the tests of a change fail because of the change.
 settings.register_profile("quick", max_examples=12, derandomize=True, **_COMMON)
 # New examples in each run, which take minutes: make thorough
-settings.register_profile("thorough", max_examples=300, **_COMMON)
+settings.register_profile("thorough", max_examples=200, **_COMMON)
 settings.load_profile("quick")
 
 # A full collection traverses every record that any test has made, and finds next to nothing.
