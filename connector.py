@@ -1304,7 +1304,7 @@ def __list_changes(
     warning = __list_warning(search.table, problem)
     has_rows = search.resumes or not search.is_first
     keeps_cursor = has_rows and (problem is None or problem.is_refusal)
-    # The next search resumes here without the daily look-back, so this is subtracted once.
+    # The next search resumes here without the daily look-back, so that is subtracted here, once.
     has_begun = search.resumes or search.total is not None
     cursor = search.cursor if has_begun else search.cursor - __DAILY_LOOK_BACK
     for page in pages:
@@ -1321,8 +1321,8 @@ def __list_changes(
 
 
 def __checked_search_pages(search: "Search") -> Iterator[Page]:
-    """Yield the pages that search finds. Raises SearchUnusableError if it cannot serve the table. If
-    search does not know a table, that may be no error, but find nothing."""
+    """Yield the pages that search finds. Raises SearchUnusableError if it cannot serve the table. For
+    a table that it does not know, search may find nothing instead of refusing."""
     for page in __search_pages(search):
         search.cursor = page.cursor_after or search.cursor
         yield page
@@ -1377,7 +1377,7 @@ def __audit_log_pages(search: "Search") -> Iterator[Page]:
 
 
 def __deleted_rows(search: "Search", entries: Iterable[dict]) -> Iterator[tuple[str, str]]:
-    """Yield the table and the id of each row whose object has been deleted, by the audit log."""
+    """Yield the table and id of each row whose object entries of the audit log call deleted."""
     selected = __selected_tables(search.client.settings.additional_tables)
     names = {table.object_name: table.name for table in selected}
     for entry in entries:

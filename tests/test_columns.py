@@ -194,7 +194,7 @@ def test_a_failed_message_and_a_redacted_one_have_every_value_that_kustomer_send
     assert_row(second, values)
 
 
-def test_a_conversation_without_a_response_has_null_where_kustomer_sends_empty_objects(capsys):
+def test_a_conversation_without_a_response_has_null_where_kustomer_sends_empty_objects():
     nobody = {"createdByTeams": [], "assignedUsers": [], "assignedTeams": []}
     attributes = {
         "name": "Where is it?",
